@@ -1,0 +1,216 @@
+"""The lock of a chDB folder: who holds it, and waiting for it with a limit.
+
+A chDB engine holds `flock` on `<path>/status` while it is open, and the kernel frees it when the
+process ends, however it ends. This module reads that lock and opens the engine behind it. It
+depends on the standard library alone, and refuses to import dbt or chDB or to break a lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+__all__ = ["Holder", "StoreLockedError", "StorePathError", "find_holder", "open_store"]
+
+Opened = TypeVar("Opened")
+
+_POLL_SECONDS = 0.1
+_COMMAND_CHARACTERS = 200
+
+# One thread of a process opens at a time: the others then find the engine already theirs.
+_opening = threading.Lock()
+
+
+class StorePathError(Exception):
+    """The folder cannot be a store, or this process has another store open."""
+
+
+class StoreLockedError(Exception):
+    """Another process kept the store open for longer than the limit.
+
+    Attributes
+    ----------
+    holder : Holder
+        The process that had it at the last look.
+    """
+
+    def __init__(self, path: str, holder: Holder, waited: float) -> None:
+        self.path = path
+        self.holder = holder
+        super().__init__(
+            f"the chDB store {path} is held by {holder}; gave up after {waited:g} s. "
+            "One process at a time can open it: wait for that one, stop it, or raise the limit."
+        )
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a store: its id (None if it cannot be seen) and command line."""
+
+    pid: int | None
+    command: str
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return "a process that cannot be seen from here (another user or container)"
+        return f"process {self.pid} ({self.command or 'command unknown'})"
+
+
+def find_holder(path: str | os.PathLike[str]) -> Holder | None:
+    """Return the process that has the store open, or None if it is free.
+
+    Parameters
+    ----------
+    path : path-like
+        The store's folder; it need not exist.
+
+    Returns
+    -------
+    Holder or None
+        This very process too, when its own engine is open.
+    """
+    status = Path(path) / "status"
+    try:
+        descriptor = os.open(status, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        # A shared lock, held for no longer than this test: two that test do not meet.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _identify(os.fstat(descriptor))
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def open_store(
+    path: str | os.PathLike[str],
+    opener: Callable[[], Opened],
+    timeout: float = 60.0,
+    on_wait: Callable[[Holder], None] | None = None,
+) -> Opened:
+    """Make the store's folder if absent, wait until it is free, and open it.
+
+    Parameters
+    ----------
+    path : path-like
+        The store's folder, made with mode 0700 when absent.
+    opener : callable
+        Opens the engine on that folder and returns whatever the caller needs.
+    timeout : float
+        Seconds to wait for another process; 0 tries once.
+    on_wait : callable, optional
+        Called once, with the holder, when waiting begins.
+
+    Returns
+    -------
+    object
+        What `opener` returned.
+
+    Raises
+    ------
+    StoreLockedError
+        If another process still holds the store at the limit.
+    StorePathError
+        If the folder cannot be made, or this process has a store at another path open.
+    """
+    folder = os.path.realpath(path)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StorePathError(
+            f"cannot make the chDB store {folder}: {error.strerror}. Choose a folder you can write."
+        ) from error
+    started = time.monotonic()
+    told = False
+    with _opening:
+        while True:
+            holder = find_holder(folder)
+            if holder is None or holder.pid == os.getpid():
+                try:
+                    return opener()
+                except Exception as error:
+                    # Another process may have come between the look and the opening.
+                    holder = find_holder(folder)
+                    if holder is None or holder.pid == os.getpid():
+                        if "already initialized with path" in str(error):
+                            raise StorePathError(
+                                f"cannot open the chDB store {folder}: this process has another "
+                                "store open. Close that one first, or use a process of its own."
+                            ) from error
+                        raise
+            if not told and on_wait is not None:
+                on_wait(holder)
+                told = True
+            left = timeout - (time.monotonic() - started)
+            if left <= 0:
+                raise StoreLockedError(folder, holder, timeout)
+            time.sleep(min(_POLL_SECONDS, left))
+
+
+def _identify(status: os.stat_result) -> Holder:
+    """Name the process that holds the lock on a file: by the kernel's table, else by its files."""
+    pid = _pid_from_locks(status)
+    if pid is None or not os.path.exists(f"/proc/{pid}"):
+        pid = _pid_from_descriptors(status)
+    if pid is None:
+        return Holder(None, "")
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        raw = b""
+    command = " ".join(part.decode(errors="replace") for part in raw.split(b"\0") if part)
+    return Holder(pid, command[:_COMMAND_CHARACTERS])
+
+
+def _pid_from_locks(status: os.stat_result) -> int | None:
+    """Look the file up in /proc/locks: `n: FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF`."""
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        table = Path("/proc/locks").read_text()
+    except OSError:
+        return None
+    for line in table.splitlines():
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[3] == "WRITE":
+            if fields[5] == device and int(fields[4]) > 0:
+                return int(fields[4])
+    return None
+
+
+def _pid_from_descriptors(status: os.stat_result) -> int | None:
+    """Find a process that has the file open, for kernels or containers without /proc/locks."""
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return None
+    for pid in pids:
+        try:
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                found = os.stat(f"/proc/{pid}/fd/{name}")
+                if (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino):
+                    if pid != os.getpid() or _own_descriptors(status) > 1:
+                        return pid
+        except OSError:
+            continue
+    return None
+
+
+def _own_descriptors(status: os.stat_result) -> int:
+    """Count this process's descriptors of the file; the one that tests it is among them."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found = os.stat(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        count += (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
+    return count

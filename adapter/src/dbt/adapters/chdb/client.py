@@ -1,0 +1,92 @@
+"""The client behind a dbt connection. Owns how a thread reaches the embedded engine.
+
+A process hosts one engine at one path. Each dbt thread has a client of its own, which is a handle
+of its own on that engine, with its own session settings; handles run side by side. The engine, and
+with it the path's lock, goes when the last handle closes.
+"""
+
+import os
+import threading
+from typing import Any
+
+import clickhouse_connect
+from chdb_lock import Holder, StoreLockedError, StorePathError, open_store
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
+from clickhouse_connect.driver.query import QueryResult
+from dbt.adapters.chdb.credentials import ChdbCredentials
+from dbt.adapters.clickhouse.httpclient import ChHttpClient
+from dbt.adapters.clickhouse.logger import logger
+from dbt.adapters.clickhouse.query import quote_identifier
+from dbt.adapters.exceptions import FailedToConnectError
+
+_exchange_lock = threading.Lock()
+_exchange_results: dict[tuple[str, str], bool] = {}
+
+
+class ChdbClient(ChHttpClient):
+    """dbt-clickhouse's client over `clickhouse_connect.get_client(interface="chdb")`.
+
+    Parameters
+    ----------
+    credentials : ChdbCredentials
+        Path, database, session settings and the limit for waiting.
+
+    Raises
+    ------
+    FailedToConnectError
+        If the store is locked past the limit, or cannot be opened.
+    """
+
+    def __init__(self, credentials: ChdbCredentials) -> None:
+        self._path = os.path.realpath(credentials.chdb_path)
+        super().__init__(credentials)
+
+    def query(self, sql: str, **kwargs: Any) -> QueryResult:
+        """Run a query; an empty result keeps its column names and types.
+
+        The engine answers an empty result with no bytes, so no columns. They are asked for again
+        with LIMIT 0, which comes back with them.
+        """
+        result = super().query(sql, **kwargs)
+        if result.column_names or result.row_count:
+            return result
+        try:
+            return self._client.query(f"select * from (\n{sql.strip().rstrip(';')}\n) limit 0")
+        except DatabaseError:
+            # Not a select (a command without an answer): there are no columns to name.
+            return result
+
+    def _create_client(self, credentials: ChdbCredentials) -> Client:
+        def opener() -> Client:
+            return clickhouse_connect.get_client(
+                interface="chdb",
+                path=self._path,
+                query_limit=0,
+                settings=self._conn_settings,
+            )
+
+        def on_wait(holder: Holder) -> None:
+            logger.info(
+                f"Waiting up to {credentials.lock_timeout:g} s for the chDB store {self._path}, "
+                f"held by {holder}"
+            )
+
+        try:
+            return open_store(self._path, opener, credentials.lock_timeout, on_wait)
+        except (StoreLockedError, StorePathError) as error:
+            raise FailedToConnectError(str(error)) from error
+
+    def _ensure_database(self, database_engine: str | None, cluster_name: str | None) -> None:
+        """Make the database if absent; asked each time, for a process may see several stores."""
+        engine = f" ENGINE {database_engine}" if database_engine else ""
+        self.command(f"CREATE DATABASE IF NOT EXISTS {quote_identifier(self.database)}{engine}")
+        self._set_client_database()
+
+    def _check_atomic_exchange(self) -> bool:
+        """Try EXCHANGE TABLES once a store and database."""
+        key = (self._path, self.database)
+        with _exchange_lock:
+            if key not in _exchange_results:
+                _exchange_results[key] = self._run_exchange_test()
+            return _exchange_results[key]

@@ -1,0 +1,32 @@
+"""Connections of the `chdb` type: one engine a process, one handle on it a dbt thread."""
+
+from dbt.adapters.chdb.client import ChdbClient
+from dbt.adapters.clickhouse.connections import ClickHouseConnectionManager
+from dbt.adapters.clickhouse.logger import logger
+from dbt.adapters.contracts.connection import Connection
+
+
+class ChdbConnectionManager(ClickHouseConnectionManager):
+    """dbt-clickhouse's connection manager, opening the embedded engine instead of a socket."""
+
+    TYPE = "chdb"
+
+    @classmethod
+    def open(cls, connection: Connection) -> Connection:
+        """Open the store for this thread, waiting for another process to close it.
+
+        Raises
+        ------
+        FailedToConnectError
+            If the store stays locked, or this process has another one open.
+        """
+        if connection.state == "open":
+            return connection
+        credentials = cls.get_credentials(connection.credentials)
+        return cls.retry_connection(
+            connection,
+            connect=lambda: ChdbClient(credentials),
+            logger=logger,
+            retry_limit=0,
+            retryable_exceptions=[],
+        )
