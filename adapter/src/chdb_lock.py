@@ -7,6 +7,7 @@ depends on the standard library alone, and refuses to import dbt or chDB or to b
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -21,6 +22,7 @@ __all__ = ["Holder", "StoreLockedError", "StorePathError", "find_holder", "open_
 Opened = TypeVar("Opened")
 
 _POLL_SECONDS = 0.1
+_OPENING_TRIES = 3
 _COMMAND_CHARACTERS = 200
 
 # One thread of a process opens at a time: the others then find the engine already theirs.
@@ -131,29 +133,49 @@ def open_store(
         ) from error
     started = time.monotonic()
     told = False
+    failures = 0
     with _opening:
         while True:
-            holder = find_holder(folder)
+            holder = _look(folder)
             if holder is None or holder.pid == os.getpid():
                 try:
                     return opener()
                 except Exception as error:
-                    # Another process may have come between the look and the opening.
-                    holder = find_holder(folder)
-                    if holder is None or holder.pid == os.getpid():
-                        if "already initialized with path" in str(error):
-                            raise StorePathError(
-                                f"cannot open the chDB store {folder}: this process has another "
-                                "store open. Close that one first, or use a process of its own."
-                            ) from error
+                    if "already initialized with path" in str(error):
+                        raise StorePathError(
+                            f"cannot open the chDB store {folder}: this process has another store "
+                            "open. Close that one first, or use a process of its own."
+                        ) from error
+                    if "EmbeddedServer" not in str(error):
                         raise
-            if not told and on_wait is not None:
-                on_wait(holder)
-                told = True
-            left = timeout - (time.monotonic() - started)
-            if left <= 0:
-                raise StoreLockedError(folder, holder, timeout)
-            time.sleep(min(_POLL_SECONDS, left))
+                    # Another process may have opened it, or tested it, since the look.
+                    holder = _look(folder)
+                    failures += holder is None
+                    if failures == _OPENING_TRIES or (holder and holder.pid == os.getpid()):
+                        raise StorePathError(
+                            f"the engine cannot open the chDB store {folder}, though no process "
+                            "holds it: its files are damaged, not writable, or of a newer version. "
+                            "The engine's own words are above; restore the folder from a backup."
+                        ) from error
+            if holder is not None:
+                left = timeout - (time.monotonic() - started)
+                if left <= 0:
+                    raise StoreLockedError(folder, holder, timeout)
+                if not told and on_wait is not None:
+                    on_wait(holder)
+                    told = True
+            time.sleep(_POLL_SECONDS)
+
+
+def _look(folder: str) -> Holder | None:
+    """Find the holder; a status file that cannot be read is the caller's error, not a crash."""
+    try:
+        return find_holder(folder)
+    except OSError as error:
+        raise StorePathError(
+            f"cannot read {folder}/status of the chDB store: {error.strerror}. "
+            "Run as the user who owns the folder."
+        ) from error
 
 
 def _identify(status: os.stat_result) -> Holder:
@@ -180,37 +202,31 @@ def _pid_from_locks(status: os.stat_result) -> int | None:
         return None
     for line in table.splitlines():
         fields = line.split()
-        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[3] == "WRITE":
-            if fields[5] == device and int(fields[4]) > 0:
-                return int(fields[4])
+        if fields[1:2] == ["FLOCK"] and fields[3:4] == ["WRITE"] and fields[5:6] == [device]:
+            return int(fields[4]) if int(fields[4]) > 0 else None
     return None
 
 
 def _pid_from_descriptors(status: os.stat_result) -> int | None:
-    """Find a process that has the file open, for kernels or containers without /proc/locks."""
+    """Find a process that has the file open, where /proc/locks does not say (containers, btrfs)."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
         return None
-    for pid in pids:
-        try:
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                found = os.stat(f"/proc/{pid}/fd/{name}")
-                if (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino):
-                    if pid != os.getpid() or _own_descriptors(status) > 1:
-                        return pid
-        except OSError:
-            continue
-    return None
+    # This process has it open once more, for the test itself.
+    if _descriptors(os.getpid(), status) > 1:
+        return os.getpid()
+    return next((pid for pid in pids if pid != os.getpid() and _descriptors(pid, status)), None)
 
 
-def _own_descriptors(status: os.stat_result) -> int:
-    """Count this process's descriptors of the file; the one that tests it is among them."""
+def _descriptors(pid: int, status: os.stat_result) -> int:
+    """Count a process's descriptors of one file; 0 when they cannot be seen."""
     count = 0
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found = os.stat(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-        count += (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found = os.stat(f"/proc/{pid}/fd/{name}")
+                count += (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
+    except OSError:
+        return 0
     return count

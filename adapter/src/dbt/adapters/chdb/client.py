@@ -20,6 +20,10 @@ from dbt.adapters.clickhouse.logger import logger
 from dbt.adapters.clickhouse.query import quote_identifier
 from dbt.adapters.exceptions import FailedToConnectError
 
+# A dropped table leaves the disk at once. The engine's default, after eight minutes, is longer than
+# a run: the tables that dbt swaps out would lie there until a later run.
+_ENGINE_OPTIONS = {"database_atomic_delay_before_drop_table_sec": "0"}
+
 _exchange_lock = threading.Lock()
 _exchange_results: dict[tuple[str, str], bool] = {}
 
@@ -37,6 +41,8 @@ class ChdbClient(ChHttpClient):
     FailedToConnectError
         If the store is locked past the limit, or cannot be opened.
     """
+
+    database: str
 
     def __init__(self, credentials: ChdbCredentials) -> None:
         self._path = os.path.realpath(credentials.chdb_path)
@@ -57,14 +63,33 @@ class ChdbClient(ChHttpClient):
             # Not a select (a command without an answer): there are no columns to name.
             return result
 
-    def _create_client(self, credentials: ChdbCredentials) -> Client:
-        def opener() -> Client:
-            return clickhouse_connect.get_client(
-                interface="chdb",
-                path=self._path,
-                query_limit=0,
-                settings=self._conn_settings,
+    def cancel(self) -> None:
+        """Stop what this client is running, and close it.
+
+        Closing alone would wait for the query to end by itself.
+        """
+        helper = self._open_handle({})
+        try:
+            helper.command(
+                "kill query where Settings['log_comment'] = {comment:String} async",
+                parameters={"comment": self._conn_settings["log_comment"]},
             )
+        finally:
+            helper.close()
+        self.close()
+
+    def _open_handle(self, settings: dict[str, Any]) -> Client:
+        return clickhouse_connect.get_client(
+            interface="chdb",
+            path=self._path,
+            query_limit=0,
+            settings=settings,
+            chdb_options=_ENGINE_OPTIONS,
+        )
+
+    def _create_client(self, credentials: ChdbCredentials) -> Client:  # type: ignore[override]
+        # An HTTP session is told apart by its id; here the comment on a query serves, to cancel it.
+        self._conn_settings.setdefault("log_comment", self._conn_settings["session_id"])
 
         def on_wait(holder: Holder) -> None:
             logger.info(
@@ -73,7 +98,12 @@ class ChdbClient(ChHttpClient):
             )
 
         try:
-            return open_store(self._path, opener, credentials.lock_timeout, on_wait)
+            return open_store(
+                self._path,
+                lambda: self._open_handle(self._conn_settings),
+                credentials.lock_timeout,
+                on_wait,
+            )
         except (StoreLockedError, StorePathError) as error:
             raise FailedToConnectError(str(error)) from error
 

@@ -30,3 +30,8 @@ class ChdbConnectionManager(ClickHouseConnectionManager):
             retry_limit=0,
             retryable_exceptions=[],
         )
+
+    def cancel(self, connection: Connection) -> None:
+        """Stop the connection's running query, as Ctrl-C asks for, and close it."""
+        logger.debug(f"Cancelling the query of '{connection.name}'")
+        connection.handle.cancel()

@@ -1,0 +1,6 @@
+{# one row per fruit above the first #}
+select
+    id,
+    name
+from {{ ref('as_table') }}
+where id > 1
