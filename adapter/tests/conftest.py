@@ -1,66 +1,14 @@
-"""A throw-away dbt project and store for each test that asks for one."""
+"""Gives each test that asks for one a copy of `project/` and a store of its own."""
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import clickhouse_connect
 import pytest
-import yaml
-from chdb_lock import find_holder
-from dbt.cli.main import dbtRunner, dbtRunnerResult
+from chdb_project import Project
 
 PROJECT = Path(__file__).parent / "project"
-
-
-@dataclass
-class Project:
-    """A copy of `tests/project`, its store, and the ways to run dbt on it."""
-
-    root: Path
-    store: Path
-
-    def configure(self, **keys: Any) -> None:
-        """Write profiles.yml with these keys over the defaults."""
-        output = {"type": "chdb", "chdb_path": str(self.store), "schema": "tiny", "threads": 4}
-        profile = {"tiny": {"target": "dev", "outputs": {"dev": output | keys}}}
-        (self.root / "profiles.yml").write_text(yaml.safe_dump(profile))
-
-    def arguments(self, *words: str) -> list[str]:
-        """Complete a dbt command line with this project's folders."""
-        return [*words, "--project-dir", str(self.root), "--profiles-dir", str(self.root)]
-
-    def dbt(self, *words: str) -> dbtRunnerResult:
-        """Run dbt in this process."""
-        return dbtRunner().invoke(["--quiet", *self.arguments(*words)])
-
-    def build(self, *words: str) -> dict[str, str]:
-        """Run `dbt build` in this process; return the status of each node by its name."""
-        result = self.dbt("build", *words)
-        assert result.exception is None, result.exception
-        assert result.result is not None
-        return {run.node.name: str(run.status) for run in result.result}
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """Start dbt in a process of its own; its output is on `stdout`."""
-        command = [sys.executable, "-m", "dbt.cli.main", "--no-use-colors", *self.arguments(*words)]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """Read the store directly; also shows that dbt has let go of it."""
-        assert find_holder(self.store) is None
-        client = clickhouse_connect.get_client(interface="chdb", path=str(self.store))
-        try:
-            return [tuple(row) for row in client.query(sql).result_rows]
-        finally:
-            client.close()
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 import yaml
-
-from conftest import Project
+from chdb_project import Project
+from dbt.contracts.results import RunExecutionResult
 
 GOOD = {"success", "pass"}
 
@@ -72,7 +72,7 @@ def test_a_broken_contract_is_refused(project: Project) -> None:
     models["models"][0]["columns"][0]["data_type"] = "String"
     file.write_text(yaml.safe_dump(models))
     result = project.dbt("build", "--select", "+as_table")
-    assert result.result is not None
+    assert isinstance(result.result, RunExecutionResult)
     (run,) = [run for run in result.result if run.node.name == "as_table"]
     assert run.status == "error"
     assert "contract" in str(run.message)
@@ -85,7 +85,8 @@ def test_a_unit_test_that_should_fail_fails_with_and_without_rows(project: Proje
     rows["expect"]["rows"] = []
     none_expected["expect"]["rows"] = [{"id": 2, "name": "pear"}]
     file.write_text(yaml.safe_dump(models))
-    statuses = project.build("--select", "+as_view")
+    project.build("--select", "+as_view", "--exclude", "test_type:unit")
+    statuses = project.statuses("test", "--select", "as_view")
     assert statuses["rows_are_kept"] == "fail"
     assert statuses["no_rows_are_expected"] == "fail"
     assert statuses["no_rows_are_given"] == "pass"

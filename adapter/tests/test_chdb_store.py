@@ -6,14 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import clickhouse_connect
 import pytest
 from chdb_lock import Holder, StoreLockedError, StorePathError, find_holder, open_store
+from chdb_project import Project
 from dbt.adapters.chdb import ChdbCredentials
 from dbt_common.exceptions import DbtRuntimeError
-
-from conftest import Project
 
 HOLD = """
 import sys, clickhouse_connect
@@ -225,7 +225,7 @@ def test_the_holder_is_found_without_the_kernel_s_table(
         ({"schema": "llm", "cluster": "c"}, "need a server"),
     ],
 )
-def test_a_profile_that_cannot_work_is_refused(keys: dict[str, str], words: str) -> None:
+def test_a_profile_that_cannot_work_is_refused(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(DbtRuntimeError, match=words):
         ChdbCredentials(**keys)
 
