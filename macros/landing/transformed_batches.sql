@@ -1,0 +1,39 @@
+{#- What llm_traces does before it builds. -#}
+
+{#- llm_traces is built anew (it was rebuilt on purpose, or dropped by hand): every batch has to be
+    transformed again, so none may count as done. Left as it is otherwise. -#}
+{%- macro reopen_batches() -%}
+    {%- if execute and not is_incremental() -%}
+        truncate table if exists {{ this.incorporate(path={'identifier': 'transformed_batches'}) }}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- dbt creates a table first and its indexes in a statement of their own: a run killed between the
+    two leaves a table without. Adding them again where they are missing costs nothing. -#}
+{%- macro mend_indexes() -%}
+    {%- if execute and is_incremental() -%}
+        alter table {{ this }}
+        {%- for projection in config.get('projections', []) %}
+        add {{ clickhouse_projection_ddl(projection) | replace('PROJECTION ', 'projection if not exists ') }},
+        {%- endfor %}
+        {%- for index in config.get('indexes', []) %}
+        add index if not exists {{ index.name }} {{ index.definition }}
+        {%- if not loop.last %},{% endif %}
+        {%- endfor %}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- The model's own table, empty, so that int_batches__pending can name it before the first run. -#}
+{%- macro create_transformed_batches() -%}
+    create table if not exists {{ target.schema }}.transformed_batches
+    (
+        batch_id String,
+        rows UInt32,
+        ids UInt64,
+        new_traces UInt64,
+        parser_version LowCardinality(String),
+        transformed_at DateTime64(3, 'UTC')
+    )
+    engine = MergeTree
+    order by batch_id
+{%- endmacro -%}

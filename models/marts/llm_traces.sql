@@ -1,0 +1,137 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='append',
+        engine='MergeTree()',
+        order_by=['organization_id', 'created_at', 'id'],
+        partition_by='toYYYYMM(created_at)',
+        indexes=[
+            {'name': 'by_step', 'definition': 'step_id type bloom_filter(0.001) granularity 1'},
+            {'name': 'by_agent', 'definition': 'agent_id type bloom_filter(0.01) granularity 1'},
+            {'name': 'by_size', 'definition': 'total_tokens type minmax granularity 1'},
+        ],
+        projections=[{'name': 'by_id', 'index': ['id']}],
+        query_settings={
+            'throw_on_max_partitions_per_insert_block': 0,
+            'max_insert_threads': 2,
+        },
+        pre_hook=["{{ reopen_batches() }}", "{{ mend_indexes() }}"],
+        full_refresh=var('rebuild_llm_traces', false),
+    )
+}}
+{# one row per trace id #}
+
+{#- Why append and an anti-join, and no watermark: a run can be killed at any instant and repeated.
+    Rows that a killed run had appended are found by their id; a batch counts as transformed only
+    when transformed_batches has read every id of it back from here.
+
+    Keys and indexes, each for a query:
+      order by (organization_id, created_at, id)  usage by organization and day; every read is by organization
+      by_step    the trace of a step in an organization (ids are random: a bloom filter skips almost all granules)
+      by_agent   an agent's traces over time
+      by_size    the largest requests
+      by_id      a trace by its id, and the anti-join below: a projection, since a bloom filter is no
+                 help against ten thousand ids at once -#}
+
+with
+
+pending as (
+    select batch_id from {{ ref('int_batches__pending') }}
+),
+
+arrived as (
+    select
+        id,
+        batch_id,
+        position,
+        landed_at
+    from {{ ref('int_traces__unioned') }}
+    where batch_id in (select batch_id from pending)
+),
+
+-- Of an id that arrives more than once, the first to land is the trace.
+first_arrivals as (
+    select
+        id,
+        argMin((batch_id, position, landed_at), (landed_at, batch_id, position)) as place
+    from arrived
+    {%- if is_incremental() %}
+    where id not in (select id from {{ this }} where id in (select id from arrived))
+    {%- endif %}
+    group by id
+),
+
+traces as (
+    select * from {{ ref('int_traces__billed') }}
+    where
+        batch_id in (select batch_id from pending)
+        and (batch_id, position, landed_at) in (select place from first_arrivals)
+),
+
+final as (
+    select
+        -- the columns of the original backend
+        id,
+        organization_id::LowCardinality(String) as organization_id,
+        project_id,
+        agent_id,
+        agent_tags::Array(LowCardinality(String)) as agent_tags,
+        run_id,
+        step_id,
+        trace_id,
+        call_type::LowCardinality(String) as call_type,
+        provider::LowCardinality(String) as provider,
+        model::LowCardinality(String) as model,
+        is_byok,
+        request_size_bytes,
+        response_size_bytes,
+        prompt_tokens,
+        completion_tokens,
+        total_tokens,
+        cached_input_tokens,
+        cache_write_tokens,
+        reasoning_tokens,
+        latency_ms,
+        is_error,
+        error_type,
+        error_message,
+        request_json,
+        response_json,
+        llm_config_json,
+        billing_plan_type,
+        billing_cost_source,
+        billing_customer_id,
+        created_at,
+
+        -- how the response was read
+        format::LowCardinality(String) as format,
+        usage_dialect::LowCardinality(String) as usage_dialect,
+        usage_status::LowCardinality(String) as usage_status,
+        response_model,
+        service_tier,
+        cache_write_5m_tokens,
+        cache_write_1h_tokens,
+        input_audio_tokens,
+        output_audio_tokens,
+        input_image_tokens,
+        output_image_tokens,
+        web_search_requests,
+        provider_reported_cost_usd,
+        error_class,
+        finish_reason,
+        finish_reason_raw,
+        billing_source::LowCardinality(String) as billing_source,
+
+        -- where the row comes from
+        has_derived_id,
+        batch_id,
+        position,
+        landed_at,
+        now64(3, 'UTC') as transformed_at,
+        '{{ parser_version() }}'::LowCardinality(String) as parser_version
+    from traces
+    -- Two loaders that raced on one batch leave each of its rows twice.
+    limit 1 by id
+)
+
+select * from final

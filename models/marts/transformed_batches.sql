@@ -1,0 +1,65 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='append',
+        order_by=['batch_id'],
+        full_refresh=false,
+    )
+}}
+{# one row per batch of which every id was read back from llm_traces #}
+
+{#- Written after llm_traces and all that looks at pending batches: from here on a batch is done.
+    A batch that was not read back whole stays pending, and the next run completes it. -#}
+-- depends_on: {{ ref('trace_conflicts') }}
+
+with
+
+pending as (
+    select * from {{ ref('int_batches__pending') }}
+),
+
+arrived as (
+    select
+        id,
+        batch_id,
+        position
+    from {{ ref('int_traces__unioned') }}
+    where batch_id in (select batch_id from pending)
+),
+
+stored as (
+    select
+        id,
+        batch_id
+    from {{ ref('llm_traces') }}
+    where id in (select id from arrived)
+),
+
+read_back as (
+    select
+        arrived.batch_id as batch_id,
+        uniqExact(arrived.position) as rows_found,
+        uniqExact(arrived.id) as ids_found,
+        uniqExactIf(arrived.id, stored.batch_id = arrived.batch_id) as new_traces,
+        countIf(stored.id = '') as ids_missing
+    from arrived
+    left join stored on arrived.id = stored.id
+    group by arrived.batch_id
+),
+
+final as (
+    select
+        pending.batch_id as batch_id,
+        pending.rows as rows,
+        read_back.ids_found as ids,
+        read_back.new_traces as new_traces,
+        '{{ parser_version() }}'::LowCardinality(String) as parser_version,
+        now64(3, 'UTC') as transformed_at
+    from pending
+    left join read_back on pending.batch_id = read_back.batch_id
+    where
+        read_back.ids_missing = 0
+        and read_back.rows_found = pending.rows
+)
+
+select * from final
