@@ -126,10 +126,13 @@ def test_an_interrupt_stops_the_query_that_runs(project: Project) -> None:
         "select count() as n from numbers(1000000000000000) where sipHash64(number) = 1\n"
     )
     dbt = project.start("run", "--select", "endless")
-    read_until(dbt, "START sql table model")
-    time.sleep(1)
-    dbt.send_signal(signal.SIGINT)
-    dbt.communicate(timeout=60)
+    try:
+        read_until(dbt, "START sql table model")
+        time.sleep(1)
+        dbt.send_signal(signal.SIGINT)
+        dbt.communicate(timeout=60)
+    finally:
+        dbt.kill()
     assert dbt.returncode != 0
     assert find_holder(project.store) is None
 
