@@ -1,0 +1,516 @@
+"""Batches: where a source is cut, what a batch is called, and its rows as the store wants them.
+
+Owns the cut (the same bytes at the same place give the same batches), the batch's id, the ledger's
+chain through a file, and encoding. Refuses to talk to the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from loader.errors import SourceError
+from loader.formats import Framer, Rejection
+from loader.rowbinary import (
+    encode_milliseconds,
+    encode_string,
+    encode_uint32,
+    encode_uint64,
+    varint,
+)
+from loader.settings import MEBIBYTE, Settings
+from loader.sources import Source, Stream
+
+__all__ = [
+    "REJECT_COLUMNS",
+    "TRACE_COLUMNS",
+    "Batch",
+    "Chain",
+    "Cut",
+    "LedgerEntry",
+    "cut_stream",
+    "encode_batch",
+    "follow_chain",
+]
+
+TRACE_COLUMNS = (
+    "batch_id",
+    "position",
+    "format",
+    "request_json",
+    "response_json",
+    "envelope_json",
+    "repairs",
+    "landed_at",
+)
+REJECT_COLUMNS = (
+    "batch_id",
+    "position",
+    "source",
+    "line",
+    "byte_offset",
+    "reason",
+    "detail",
+    "raw",
+    "landed_at",
+)
+
+# A rejected line is kept whole up to this size (or the record limit, if that is larger). Of a
+# longer one the head is kept, with its length and hash.
+KEPT_WHOLE_BYTES = 128 * MEBIBYTE
+KEPT_HEAD_BYTES = MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The lines of one batch, as they stood in the source.
+
+    Attributes
+    ----------
+    batch_id : str
+        32 hex digits: the head of SHA-256 over source, offset and bytes.
+    start, end : int
+        Its place in the decompressed source.
+    first_line : int
+        The line number of its first byte, from 1.
+    lines : list of bytes
+        Every line without its newline, blank ones too.
+    is_terminated : bool
+        Whether the last line ends with a newline.
+    full_length, full_hash : int, str
+        Of a line too long to be kept whole, whose head is then the only line; else 0 and ''.
+    """
+
+    batch_id: str
+    source: str
+    start: int
+    end: int
+    first_line: int
+    lines: list[bytes]
+    is_terminated: bool
+    full_length: int = 0
+    full_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch ready to be landed.
+
+    Attributes
+    ----------
+    lines, rows, rejects : int
+        Non-blank lines; records; rejected lines. The first is the sum of the others.
+    traces, rejected : bytes
+        The rows of raw_traces and raw_rejects in RowBinary.
+    without_id, repaired : int
+        Records that do not name themselves, and records that had to be changed to be accepted.
+    reasons : Counter
+        Rejected lines by reason.
+    """
+
+    batch_id: str
+    source: str
+    start: int
+    end: int
+    first_line: int
+    lines: int
+    rows: int
+    rejects: int
+    traces: bytes = field(repr=False)
+    rejected: bytes = field(repr=False)
+    without_id: int = 0
+    repaired: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """A ledger row, as far as the chain needs it."""
+
+    batch_id: str
+    start: int
+    end: int
+    rows: int
+    rejects: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """How far the ledger already covers a file.
+
+    Attributes
+    ----------
+    offset, line : int
+        Where the first byte that is not covered stands.
+    entries : list of LedgerEntry
+        The batches that cover what is before it.
+    stream : Stream
+        The file, opened at `offset`.
+    """
+
+    offset: int
+    line: int
+    entries: list[LedgerEntry]
+    stream: Stream
+
+
+def new_hash(source: str, start: int) -> hashlib._Hash:
+    """Begin a batch's hash; the batch's bytes are still to be added."""
+    # SHA-256 because processors have it: twice as fast here as BLAKE2b.
+    return hashlib.sha256(source.encode() + b"\0" + start.to_bytes(8, "little"))
+
+
+def batch_id_of(hash_: hashlib._Hash) -> str:
+    """Give the id that a finished hash stands for: 128 bits in hex."""
+    return hash_.hexdigest()[:32]
+
+
+def cut_stream(
+    stream: Stream, source: str, settings: Settings, first_line: int = 1
+) -> Iterator[Cut]:
+    """Cut what is left of a stream into batches.
+
+    A batch ends after `batch_lines` non-blank lines, or before the line that would bring it above
+    `batch_bytes`. A last line without a newline, and a line too long to be kept whole, are batches
+    of their own. Blank lines at the very end are left out.
+
+    Parameters
+    ----------
+    stream : Stream
+        Read from where it stands.
+    source : str
+        The source's name in the ledger.
+    settings : Settings
+        The limits.
+    first_line : int
+        The line number of the stream's next byte.
+
+    Raises
+    ------
+    SourceError
+        If the stream breaks off; all complete lines before that, and what there is of the next,
+        have been given.
+    """
+    keep_bytes = max(settings.max_record_bytes, KEPT_WHOLE_BYTES)
+    cutter = _Cutter(source, stream.offset, first_line)
+    pieces: list[bytes] = []
+    pieces_bytes = 0
+    broken: SourceError | None = None
+    while True:
+        try:
+            chunk = stream.read()
+        except SourceError as error:
+            broken, chunk = error, b""
+        if not chunk:
+            break
+        lines = chunk.split(b"\n")
+        rest = lines.pop()
+        if lines and pieces:
+            pieces.append(lines[0])
+            lines[0] = b"".join(pieces)
+            pieces, pieces_bytes = [], 0
+        for line in lines:
+            size = len(line) + 1
+            if cutter.size + size > settings.batch_bytes and cutter.lines:
+                yield cutter.take()
+            cutter.add(line)
+            if cutter.filled >= settings.batch_lines:
+                yield cutter.take()
+        if rest:
+            pieces.append(rest)
+            pieces_bytes += len(rest)
+        if cutter.lines and cutter.size + pieces_bytes >= settings.batch_bytes:
+            # Whatever the rest of this line is, it does not fit: free the memory.
+            yield cutter.take()
+        if pieces_bytes > keep_bytes:
+            try:
+                cut = cutter.take_giant(pieces, stream)
+            except SourceError as error:
+                broken = error
+                break
+            pieces, pieces_bytes = [], 0
+            yield cut
+    if cutter.filled:
+        yield cutter.take()
+    if pieces:
+        tail = b"".join(pieces)
+        if tail.strip():
+            cutter.drop_blank()
+            cutter.add(tail, is_terminated=False)
+            yield cutter.take(is_terminated=False)
+    if broken is not None:
+        raise broken
+
+
+class _Cutter:
+    """The batch that is being filled."""
+
+    def __init__(self, source: str, offset: int, first_line: int) -> None:
+        self.source = source
+        self.start = offset
+        self.first_line = first_line
+        self._clear()
+
+    def _clear(self) -> None:
+        self.lines: list[bytes] = []
+        self.size = 0
+        self.filled = 0
+
+    def add(self, line: bytes, is_terminated: bool = True) -> None:
+        self.lines.append(line)
+        self.size += len(line) + is_terminated
+        self.filled += not _is_blank(line)
+
+    def drop_blank(self) -> None:
+        """Leave out blank lines, which are all that there is."""
+        self.start += self.size
+        self.first_line += len(self.lines)
+        self._clear()
+
+    def take(self, is_terminated: bool = True) -> Cut:
+        """Give the batch, and begin the next one behind it."""
+        hash_ = new_hash(self.source, self.start)
+        last = len(self.lines) - 1
+        for index, line in enumerate(self.lines):
+            hash_.update(line)
+            if index < last or is_terminated:
+                hash_.update(b"\n")
+        cut = Cut(
+            batch_id_of(hash_),
+            self.source,
+            self.start,
+            self.start + self.size,
+            self.first_line,
+            self.lines,
+            is_terminated,
+        )
+        self.start = cut.end
+        self.first_line += len(self.lines)
+        self._clear()
+        return cut
+
+    def take_giant(self, pieces: list[bytes], stream: Stream) -> Cut:
+        """Read a line to its end without keeping it, and give it as a batch of its own."""
+        batch_hash = new_hash(self.source, self.start)
+        line_hash = hashlib.sha256()
+        length = 0
+        head = b"".join(pieces)[:KEPT_HEAD_BYTES]
+        for piece in pieces:
+            batch_hash.update(piece)
+            line_hash.update(piece)
+            length += len(piece)
+        is_terminated = False
+        while not is_terminated and (chunk := stream.read_line_part()):
+            is_terminated = chunk.endswith(b"\n")
+            batch_hash.update(chunk)
+            part = chunk[:-1] if is_terminated else chunk
+            line_hash.update(part)
+            length += len(part)
+        end = self.start + length + is_terminated
+        cut = Cut(
+            batch_id_of(batch_hash),
+            self.source,
+            self.start,
+            end,
+            self.first_line,
+            [head],
+            is_terminated,
+            length,
+            line_hash.hexdigest(),
+        )
+        self.start = end
+        self.first_line += 1
+        return cut
+
+
+def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
+    """Frame every line of a cut and encode the rows for the store.
+
+    Parameters
+    ----------
+    cut : Cut
+        The lines; blank ones are passed over.
+    framer : Framer
+        Says what is a record.
+    settings : Settings
+        The record limit.
+    """
+    landed_at = encode_milliseconds(datetime.now(UTC))
+    batch_id = encode_string(cut.batch_id.encode())
+    source = encode_string(cut.source.encode())
+    traces: list[bytes] = []
+    rejected: list[bytes] = []
+    reasons: Counter[str] = Counter()
+    rows = without_id = repaired = position = 0
+    offset, line_number = cut.start, cut.first_line
+    format_texts = {
+        format_.name: encode_string(format_.name.encode()) for format_ in framer.formats
+    }
+    append = traces.append
+    last = len(cut.lines) - 1
+    for index, line in enumerate(cut.lines):
+        if _is_blank(line):
+            offset += len(line) + 1
+            line_number += 1
+            continue
+        if cut.full_length or len(line) > settings.max_record_bytes:
+            framed = _too_large(cut, line, settings)
+        else:
+            framed = framer.frame(line)
+        if isinstance(framed, Rejection):
+            if index == last and not cut.is_terminated and framed.reason == "not_json":
+                framed = _UNFINISHED
+            reasons[framed.reason] += 1
+            rejected += (
+                batch_id,
+                encode_uint32(position),
+                source,
+                encode_uint64(line_number),
+                encode_uint64(offset),
+                encode_string(framed.reason.encode()),
+                encode_string(framed.detail.encode()),
+                varint(len(line)),
+                line,
+                landed_at,
+            )
+        else:
+            request, response, envelope = framed.request, framed.response, framed.envelope
+            append(batch_id)
+            append(position.to_bytes(4, "little"))
+            append(format_texts[framed.format])
+            append(varint(len(request)))
+            append(request)
+            append(varint(len(response)))
+            append(response)
+            append(varint(len(envelope)))
+            append(envelope)
+            if framed.repairs:
+                repaired += 1
+                append(varint(len(framed.repairs)))
+                traces.extend(encode_string(repair.encode()) for repair in framed.repairs)
+            else:
+                append(b"\0")
+            append(landed_at)
+            rows += 1
+            without_id += not framed.has_id
+        position += 1
+        offset += len(line) + 1
+        line_number += 1
+    return Batch(
+        batch_id=cut.batch_id,
+        source=cut.source,
+        start=cut.start,
+        end=cut.end,
+        first_line=cut.first_line,
+        lines=position,
+        rows=rows,
+        rejects=position - rows,
+        traces=b"".join(traces),
+        rejected=b"".join(rejected),
+        without_id=without_id,
+        repaired=repaired,
+        reasons=reasons,
+    )
+
+
+def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Settings) -> Chain:
+    """Find how much of a file the ledger already covers, by the bytes and not by trust.
+
+    Each batch of the chain begins where the one before ends, and the file's bytes there must hash
+    to its id. The chain ends where no batch fits: what is new begins there, or what was rewritten.
+
+    Parameters
+    ----------
+    source : Source
+        A file.
+    entries : sequence of LedgerEntry
+        The ledger's rows of this source, in any order.
+    settings : Settings
+        For opening it.
+
+    Raises
+    ------
+    SourceError
+        If the file cannot be read.
+    """
+    by_start: dict[int, dict[str, LedgerEntry]] = {}
+    for entry in entries:
+        by_start.setdefault(entry.start, {})[entry.batch_id] = entry
+    chain: list[LedgerEntry] = []
+    offset, line = 0, 1
+    stream = source.open(settings)
+    try:
+        while offset in by_start:
+            found = _match(stream, source.name, offset, list(by_start[offset].values()))
+            if found is not None:
+                entry, newlines = found
+                chain.append(entry)
+                offset, line = entry.end, line + newlines
+            if stream.offset != offset:
+                stream.close()
+                stream = source.open(settings, offset)
+            if found is None:
+                break
+    except BaseException:
+        stream.close()
+        raise
+    return Chain(offset, line, chain, stream)
+
+
+def _match(
+    stream: Stream, source: str, start: int, candidates: list[LedgerEntry]
+) -> tuple[LedgerEntry, int] | None:
+    """Find the longest of the batches beginning here whose bytes are the stream's.
+
+    The stream is read on; it stands behind the longest candidate, or at its end, or where it broke.
+    """
+    hash_ = new_hash(source, start)
+    newlines = 0
+    last = b""
+    found: tuple[LedgerEntry, int] | None = None
+    for entry in sorted(candidates, key=lambda candidate: candidate.end):
+        try:
+            while stream.offset < entry.end:
+                chunk = stream.read(entry.end - stream.offset)
+                if not chunk:
+                    return found
+                hash_.update(chunk)
+                newlines += chunk.count(b"\n")
+                last = chunk[-1:]
+            if batch_id_of(hash_) == entry.batch_id and _is_settled(entry, last, stream.peek()):
+                found = entry, newlines
+        except SourceError:
+            # A broken stream ends the chain; it is met again, and reported, while cutting.
+            return found
+    return found
+
+
+def _is_settled(entry: LedgerEntry, last: bytes, following: bytes) -> bool:
+    """Say whether a batch's last line is still the line that was landed.
+
+    A line that had no newline then may have grown since. Behind a whole record only space can
+    follow; behind an unfinished one anything makes it another line.
+    """
+    if last == b"\n" or following in (b"", b"\n"):
+        return True
+    return entry.rows == 1 and following in (b" ", b"\t", b"\r")
+
+
+_UNFINISHED = Rejection(
+    "unfinished", "the last line has no newline and is no whole JSON document yet"
+)
+
+
+def _too_large(cut: Cut, line: bytes, settings: Settings) -> Rejection:
+    length = cut.full_length or len(line)
+    detail = f"{length} bytes, more than the limit of {settings.max_record_bytes}"
+    if cut.full_length:
+        detail += f"; the first {len(line)} are kept; sha256 of all {cut.full_hash}"
+    return Rejection("too_large", detail)
+
+
+def _is_blank(line: bytes) -> bool:
+    return not line or line.isspace()

@@ -1,0 +1,81 @@
+"""The command line: `python -m loader [FILE…|-]` lands; other verbs are subcommands.
+
+Owns the list of verbs, their help and how an error becomes one line and an exit code. A verb is a
+module with `add_arguments(parser)` and `run(args, settings) -> int`, imported only when asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from loader import __version__
+from loader.errors import LoaderError
+from loader.settings import Settings
+
+__all__ = ["VERBS", "main"]
+
+# verb: (module, one line of help). `land` is meant when no verb is named.
+VERBS: dict[str, tuple[str, str]] = {
+    "land": ("loader.verbs.land", "land files, folders or standard input (the default)"),
+    "init": ("loader.verbs.init", "make the raw tables"),
+    "status": ("loader.verbs.status", "say what is landed, pending and rejected"),
+    "rejects": ("loader.verbs.rejects", "list what was rejected, and why"),
+    "get": ("loader.verbs.get", "print the stored trace of a step as JSON"),
+}
+
+_USAGE = "python -m loader"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0: done. 1: done, and some records were rejected. 2: an argument, a setting or a source is
+    wrong. 3: the store is unreachable or locked.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["-h"], ["--help"]) or (not given and sys.stdin.isatty()):
+        print(_overview())
+        return 0 if given else 2
+    if given[:1] == ["--version"]:
+        print(__version__)
+        return 0
+    verb = given.pop(0) if given and given[0] in VERBS else "land"
+    module = importlib.import_module(VERBS[verb][0])
+    parser = argparse.ArgumentParser(
+        prog=_USAGE if verb == "land" else f"{_USAGE} {verb}",
+        description=(module.__doc__ or "").split("\n\n")[0],
+        epilog=getattr(module, "EXAMPLES", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    try:
+        return int(module.run(parser.parse_args(given), Settings.from_environment()))
+    except LoaderError as error:
+        print(f"{_USAGE}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{_USAGE}: interrupted. Run it again to finish.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Who read our output has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:<10}{text}" for name, (_, text) in VERBS.items())
+    return (
+        f"usage: {_USAGE} [FILE...|-] [options]\n"
+        f"       {_USAGE} VERB [options]\n\n"
+        f"Lands LLM traces, byte for byte and exactly once.\n\nverbs:\n{verbs}\n\n"
+        f"examples:\n"
+        f"  {_USAGE} traces.ndjson          land a file (plain, gzip or zstd), or a folder\n"
+        f"  my-server | {_USAGE}            land standard input\n"
+        f"  {_USAGE} VERB --help            what a verb takes\n\n"
+        f"exit codes: 0 done, 1 some records rejected, 2 usage, 3 store unreachable or locked"
+    )

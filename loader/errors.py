@@ -1,0 +1,50 @@
+"""The errors that a user can meet, each with its exit code.
+
+Owns the tree; refuses to print. Each message is one line: what, where, what to do::
+
+    LoaderError
+    ├── UsageError          2   an argument or a setting cannot be
+    ├── SourceError         2   a file or stream cannot be read (further)
+    └── StoreError          3   the store is unreachable, refuses, or lost an answer
+        └── StoreLockedError    another process holds the embedded store
+
+Exit code 1 is no error: all was landed, and some records are among the rejects.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LoaderError", "SourceError", "StoreError", "StoreLockedError", "UsageError"]
+
+
+class LoaderError(Exception):
+    """Base of every error whose message is meant for the user."""
+
+    exit_code = 2
+
+
+class UsageError(LoaderError):
+    """An argument or a setting that cannot be."""
+
+
+class SourceError(LoaderError):
+    """A file or stream that is missing, unreadable, broken or beyond a limit."""
+
+
+class StoreError(LoaderError):
+    """The store is unreachable, refused a statement, or its answer was lost.
+
+    Attributes
+    ----------
+    code : int or None
+        ClickHouse's error number, where the store gave one.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StoreLockedError(StoreError):
+    """Another process holds the embedded store for longer than the limit."""

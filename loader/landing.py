@@ -1,0 +1,333 @@
+"""Landing: the protocol that makes a batch be in the store once, whenever the loader is killed.
+
+For each batch: is it in the ledger, then it is there. Else count what the raw tables hold of it,
+by distinct position: nothing, insert; all, go on; a part, remove that part and insert. Read the
+counts back, and only then write the ledger row. A lost answer is looked for before it is tried
+again. Refuses to lean on the engine's insert deduplication, and to parse anything.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from loader import __version__
+from loader.batches import (
+    REJECT_COLUMNS,
+    TRACE_COLUMNS,
+    Batch,
+    LedgerEntry,
+    cut_stream,
+    encode_batch,
+    follow_chain,
+)
+from loader.errors import SourceError, StoreError
+from loader.formats import Framer
+from loader.rowbinary import (
+    encode_milliseconds,
+    encode_string,
+    encode_uint32,
+    encode_uint64,
+)
+from loader.settings import Settings
+from loader.sources import Source
+from loader.store import Store
+
+__all__ = ["Summary", "land_batch", "land_source"]
+
+_ATTEMPTS = 6
+_FIRST_WAIT_SECONDS = 0.25
+_LONGEST_WAIT_SECONDS = 10.0
+_STILL_RUNNING_SECONDS = 60.0
+
+# ClickHouse's numbers for what a second try cannot mend: syntax, missing names, rights.
+_PERMANENT_CODES = frozenset(
+    {16, 36, 43, 46, 47, 53, 60, 62, 81, 115, 164, 192, 193, 194, 497, 516}
+)
+
+_LEDGER_COLUMNS = (
+    "batch_id",
+    "source",
+    "start_offset",
+    "end_offset",
+    "first_line",
+    "lines",
+    "rows",
+    "rejects",
+    "bytes",
+    "loader_version",
+    "landed_at",
+)
+
+
+@dataclass
+class Summary:
+    """What landing did, summed over batches.
+
+    Attributes
+    ----------
+    batches, rows, rejects, bytes : int
+        Landed now.
+    batches_already, rows_already, rejects_already : int
+        Found landed before.
+    without_id, repaired : int
+        Of the rows landed now: without an id of their own; changed to be accepted.
+    reasons : Counter
+        Rejected now, by reason.
+    """
+
+    batches: int = 0
+    rows: int = 0
+    rejects: int = 0
+    bytes: int = 0
+    batches_already: int = 0
+    rows_already: int = 0
+    rejects_already: int = 0
+    without_id: int = 0
+    repaired: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add_landed(self, batch: Batch) -> None:
+        """Count a batch that was landed now."""
+        self.batches += 1
+        self.rows += batch.rows
+        self.rejects += batch.rejects
+        self.bytes += batch.end - batch.start
+        self.without_id += batch.without_id
+        self.repaired += batch.repaired
+        self.reasons.update(batch.reasons)
+
+    def add_already(self, rows: int, rejects: int) -> None:
+        """Count a batch that had been landed before."""
+        self.batches_already += 1
+        self.rows_already += rows
+        self.rejects_already += rejects
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the store holds of a batch."""
+
+    traces: int
+    rejects: int
+    in_ledger: bool
+
+
+def land_batch(
+    store: Store,
+    batch: Batch,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Land one batch exactly once.
+
+    Parameters
+    ----------
+    store : Store
+        With the raw tables made.
+    batch : Batch
+        The encoded rows.
+    sleep : callable
+        Waits between tries, in seconds.
+
+    Returns
+    -------
+    bool
+        True if it was landed now, False if the ledger had it.
+
+    Raises
+    ------
+    StoreError
+        If the store failed for good, or more often than the limit. Running it again finishes.
+    """
+    wait = _FIRST_WAIT_SECONDS
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            found = _look(store, batch.batch_id)
+            if found.in_ledger:
+                return attempt > 1
+            _finish(store, batch, found, attempt)
+            return True
+        except StoreError as error:
+            if attempt == _ATTEMPTS or store.is_embedded or error.code in _PERMANENT_CODES:
+                raise
+        sleep(wait * random.uniform(0.5, 1.5))
+        wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
+        _wait_for_our_inserts(store, batch.batch_id, sleep)
+    raise AssertionError("unreachable")
+
+
+def land_source(
+    store: Store,
+    source: Source,
+    framer: Framer,
+    settings: Settings,
+    summary: Summary,
+    on_progress: Callable[[Summary], None] | None = None,
+) -> None:
+    """Land what is new in a source, the next batch being read while one is inserted.
+
+    Parameters
+    ----------
+    store : Store
+        With the raw tables made.
+    source : Source
+        A file is taken up where the ledger's chain of it ends; a stream from its first byte.
+    framer, settings
+        How lines are framed; the limits.
+    summary : Summary
+        Added to, batch by batch, so that it holds when an error ends the run.
+    on_progress : callable, optional
+        Called with the summary after each batch.
+
+    Raises
+    ------
+    SourceError
+        If the source breaks off; what came before is landed.
+    StoreError
+        If the store fails; what is in the ledger stays, and a run again does the rest.
+    """
+    entries = _ledger_of(store, source) if source.is_file else []
+    for item in _ahead(_read(source, entries, framer, settings)):
+        if isinstance(item, LedgerEntry):
+            summary.add_already(item.rows, item.rejects)
+        elif land_batch(store, item):
+            summary.add_landed(item)
+        else:
+            summary.add_already(item.rows, item.rejects)
+        if on_progress is not None:
+            on_progress(summary)
+
+
+def _read(
+    source: Source, entries: list[LedgerEntry], framer: Framer, settings: Settings
+) -> Iterator[LedgerEntry | Batch]:
+    """Give what the ledger covers already, then each new batch."""
+    if source.is_file:
+        chain = follow_chain(source, entries, settings)
+        stream, line = chain.stream, chain.line
+        yield from chain.entries
+    else:
+        stream, line = source.open(settings), 1
+    try:
+        for cut in cut_stream(stream, source.name, settings, line):
+            yield encode_batch(cut, framer, settings)
+    finally:
+        stream.close()
+
+
+def _ahead(items: Iterator[LedgerEntry | Batch]) -> Iterator[LedgerEntry | Batch]:
+    """Run an iterator in a thread, one item ahead of who takes them."""
+    ready: queue.Queue[LedgerEntry | Batch | BaseException | None] = queue.Queue(maxsize=1)
+    is_stopped = threading.Event()
+
+    def put(item: LedgerEntry | Batch | BaseException | None) -> None:
+        while not is_stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if is_stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="loader-reader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        is_stopped.set()
+
+
+def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
+    rows = store.query(
+        "select batch_id, start_offset, end_offset, rows, rejects"
+        f" from {store.table('raw_batches')} where source = {{source:String}}",
+        {"source": source.name},
+    )
+    return [LedgerEntry(*row) for row in rows]
+
+
+def _look(store: Store, batch_id: str) -> _Found:
+    rows = store.query(
+        "select"
+        f" (select uniqExact(position) from {store.table('raw_traces')}"
+        " where batch_id = {batch_id:String}),"
+        f" (select uniqExact(position) from {store.table('raw_rejects')}"
+        " where batch_id = {batch_id:String}),"
+        f" (select count() from {store.table('raw_batches')}"
+        " where batch_id = {batch_id:String})",
+        {"batch_id": batch_id},
+    )
+    traces, rejects, ledger = rows[0]
+    return _Found(int(traces), int(rejects), int(ledger) > 0)
+
+
+def _finish(store: Store, batch: Batch, found: _Found, attempt: int) -> None:
+    """Bring the raw tables to the whole batch, read that back, and write the ledger row."""
+    query_id = f"{batch.batch_id}-{attempt}"
+    for table, columns, rows, held, wanted in (
+        ("raw_traces", TRACE_COLUMNS, batch.traces, found.traces, batch.rows),
+        ("raw_rejects", REJECT_COLUMNS, batch.rejected, found.rejects, batch.rejects),
+    ):
+        if held == wanted:
+            continue
+        if held:
+            store.command(
+                f"alter table {store.table(table)} delete where batch_id = {{batch_id:String}}"
+                " settings mutations_sync = 2",
+                {"batch_id": batch.batch_id},
+            )
+        if wanted:
+            store.insert_binary(table, columns, [rows], f"{query_id}-{table}")
+    if (found.traces, found.rejects) != (batch.rows, batch.rejects):
+        found = _look(store, batch.batch_id)
+    if (found.traces, found.rejects) != (batch.rows, batch.rejects):
+        raise StoreError(
+            f"the store {store.settings.store_name} holds {found.traces} rows and {found.rejects} "
+            f"rejects of batch {batch.batch_id} after inserting {batch.rows} and {batch.rejects}. "
+            "Nothing is lost: run it again."
+        )
+    store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], f"{query_id}-ledger")
+
+
+def _ledger_row(batch: Batch) -> bytes:
+    return b"".join(
+        (
+            encode_string(batch.batch_id.encode()),
+            encode_string(batch.source.encode()),
+            encode_uint64(batch.start),
+            encode_uint64(batch.end),
+            encode_uint64(batch.first_line),
+            encode_uint32(batch.lines),
+            encode_uint32(batch.rows),
+            encode_uint32(batch.rejects),
+            encode_uint64(batch.end - batch.start),
+            encode_string(__version__.encode()),
+            encode_milliseconds(datetime.now(UTC)),
+        )
+    )
+
+
+def _wait_for_our_inserts(store: Store, batch_id: str, sleep: Callable[[float], None]) -> None:
+    """After a lost answer: an insert of ours that still runs is not to be overtaken by another."""
+    waited = 0.0
+    while waited < _STILL_RUNNING_SECONDS and store.is_running(batch_id):
+        sleep(0.5)
+        waited += 0.5

@@ -1,0 +1,323 @@
+"""Where bytes come from: files, folders, standard input; plain, gzip or zstd.
+
+Owns finding, opening and decompressing, with offsets in the decompressed stream. Refuses to know
+lines. In a folder it takes regular files of known names only: no links, pipes or devices.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import zstandard
+
+from loader.errors import SourceError, UsageError
+from loader.settings import Settings
+
+__all__ = ["STDIN", "Source", "Stream", "find_sources"]
+
+STDIN = "-"
+SUFFIXES = tuple(
+    name + packed for name in (".ndjson", ".jsonl") for packed in ("", ".gz", ".zst", ".zstd")
+)
+_CHUNK = 1024 * 1024
+# One zstd block of 4 bytes gives 128 KiB: what one step may expand to stays at some 64 MiB.
+_ZSTD_STEP = 2048
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or stream to land.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the ledger: the file's absolute path with links resolved, or `stdin`.
+    path : str or None
+        The path to open; None for standard input.
+    is_file : bool
+        A regular file: it can be opened again, and the ledger's chain of its batches followed.
+    """
+
+    name: str
+    path: str | None
+    is_file: bool
+
+    def open(self, settings: Settings, offset: int = 0) -> Stream:
+        """Open the source at an offset of its decompressed bytes.
+
+        Raises
+        ------
+        SourceError
+            If it cannot be opened, or ends before the offset.
+        """
+        if self.path is None:
+            return Stream(sys.stdin.buffer, self.name, settings)
+        try:
+            file = open(self.path, "rb")
+        except OSError as error:
+            raise SourceError(f"{self.path}: cannot be opened: {error.strerror}.") from None
+        stream = Stream(file, self.name, settings)
+        try:
+            stream.skip(offset)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+
+class Stream:
+    """The decompressed bytes of a source, from front to back.
+
+    Parameters
+    ----------
+    file : binary file
+        Read from where it stands; its first bytes say whether it is compressed.
+    name : str
+        For messages.
+    settings : Settings
+        How far a compressed stream may expand.
+
+    Attributes
+    ----------
+    offset : int
+        Decompressed bytes handed out so far.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, settings: Settings) -> None:
+        self.name = name
+        self.offset = 0
+        self._settings = settings
+        self._file = file
+        self._compressed_bytes = 0
+        self._expanded_bytes = 0
+        self._ahead = b""
+        first = self._read_file(4)
+        while 0 < len(first) < 4 and (more := self._read_file(4 - len(first))):
+            first += more
+        self._is_plain = False
+        if first.startswith(_GZIP_MAGIC):
+            self._chunks = self._gunzip(first)
+        elif first == _ZSTD_MAGIC or (first[1:] == b"\x2a\x4d\x18" and first[0] & 0xF0 == 0x50):
+            self._chunks = self._unzstd(first)
+        else:
+            self._is_plain = True
+            self._ahead = first
+            self._chunks = iter(lambda: self._read_file(_CHUNK), b"")
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        """Read up to `size` bytes; none means the end.
+
+        Raises
+        ------
+        SourceError
+            If the stream is broken, ends early, or expands beyond the limit. What came before has
+            been handed out.
+        """
+        if not self._ahead:
+            self._ahead = self._next_chunk()
+        if len(self._ahead) <= size:
+            taken, self._ahead = self._ahead, b""
+        else:
+            taken, self._ahead = self._ahead[:size], self._ahead[size:]
+        self.offset += len(taken)
+        return taken
+
+    def peek(self) -> bytes:
+        """Look at the next byte; empty at the end."""
+        if not self._ahead:
+            self._ahead = self._next_chunk()
+        return self._ahead[:1]
+
+    def read_line_part(self) -> bytes:
+        """Read on to the end of the line, newline included, or as far as one chunk goes."""
+        if not self._ahead:
+            self._ahead = self._next_chunk()
+        end = self._ahead.find(b"\n")
+        return self.read(end + 1 if end >= 0 else len(self._ahead) or 1)
+
+    def skip(self, count: int) -> None:
+        """Go forward by `count` bytes."""
+        if self._is_plain and count > len(self._ahead) and self._file.seekable():
+            self._file.seek(self.offset + count)
+            self.offset += count
+            self._ahead = b""
+            return
+        left = count
+        while left > 0:
+            taken = self.read(min(left, _CHUNK))
+            if not taken:
+                raise SourceError(f"{self.name}: became shorter while it was read; run it again.")
+            left -= len(taken)
+
+    def close(self) -> None:
+        """Close the file; standard input stays open."""
+        if self._file is not sys.stdin.buffer:
+            self._file.close()
+
+    def _read_file(self, size: int) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            raise SourceError(f"{self.name}: cannot be read: {error.strerror}.") from None
+
+    def _next_chunk(self) -> bytes:
+        for chunk in self._chunks:
+            if chunk:
+                return chunk
+        return b""
+
+    def _read_compressed(self, size: int) -> bytes:
+        data = self._read_file(size)
+        self._compressed_bytes += len(data)
+        return data
+
+    def _expanded(self, data: bytes) -> bytes:
+        """Count what came out, and stop a stream that expands without end."""
+        self._expanded_bytes += len(data)
+        limits = self._settings
+        allowed = limits.expansion_grace_bytes + limits.max_expansion_ratio * self._compressed_bytes
+        if self._expanded_bytes > allowed:
+            raise SourceError(
+                f"{self.name}: {self._compressed_bytes:,} compressed bytes expand to more than "
+                f"{allowed:,}; stopped. If that is right, raise TOKENLEDGER_MAX_EXPANSION_RATIO "
+                f"(now {limits.max_expansion_ratio}) and run it again."
+            )
+        return data
+
+    def _early_end(self, kind: str) -> SourceError:
+        return SourceError(
+            f"{self.name}: the {kind} stream ends early, after {self._expanded_bytes:,} bytes. The "
+            "lines before that are landed; run it again when the file is whole."
+        )
+
+    def _broken(self, kind: str) -> SourceError:
+        return SourceError(
+            f"{self.name}: the {kind} stream is damaged after {self._expanded_bytes:,} bytes. The "
+            "lines before that are landed; mend the file and run it again."
+        )
+
+    def _gunzip(self, data: bytes) -> Iterator[bytes]:
+        self._compressed_bytes += len(data)
+        member = zlib.decompressobj(wbits=31)
+        begun, at_end = True, False
+        while True:
+            if not data:
+                data = self._read_compressed(_CHUNK)
+                if not data and not begun:
+                    return
+                at_end = not data
+            if not begun:
+                # Between members: zeros may pad, anything else begins the next one.
+                data = data.lstrip(b"\0")
+                if not data:
+                    continue
+                member, begun = zlib.decompressobj(wbits=31), True
+            try:
+                out = member.decompress(data, _CHUNK)
+            except zlib.error:
+                raise self._broken("gzip") from None
+            if at_end and not out and not member.eof:
+                raise self._early_end("gzip")
+            data = member.unconsumed_tail
+            if member.eof:
+                data, begun = member.unused_data, False
+            yield self._expanded(out)
+
+    def _unzstd(self, data: bytes) -> Iterator[bytes]:
+        self._compressed_bytes += len(data)
+        decompressor = zstandard.ZstdDecompressor()
+        frame = decompressor.decompressobj()
+        begun = True
+        while True:
+            if not data:
+                data = self._read_compressed(_ZSTD_STEP)
+                if not data:
+                    if begun:
+                        raise self._early_end("zstd")
+                    return
+            if not begun:
+                frame, begun = decompressor.decompressobj(), True
+            try:
+                out = frame.decompress(data)
+            except zstandard.ZstdError:
+                raise self._broken("zstd") from None
+            data = b""
+            if frame.eof:
+                data, begun = frame.unused_data, False
+            yield self._expanded(out)
+
+
+def find_sources(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
+    """Turn arguments into sources.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Files, folders (searched through, in order of name) and `-` for standard input.
+
+    Returns
+    -------
+    sources : list of Source
+    skipped : list of str
+        Paths in folders that have the right name but are links or no regular files.
+
+    Raises
+    ------
+    UsageError
+        If a path does not exist or cannot be read, or a folder holds nothing to land. Nothing has
+        been landed then.
+    """
+    sources: list[Source] = []
+    skipped: list[str] = []
+    for argument in arguments:
+        if argument == STDIN:
+            sources.append(Source("stdin", None, False))
+            continue
+        try:
+            mode = os.stat(argument).st_mode
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"{argument}: {reason}. Nothing was landed.") from None
+        if stat.S_ISDIR(mode):
+            found = list(_walk(argument, skipped))
+            if not found:
+                raise UsageError(
+                    f"{argument}: no files to land in this folder: they are to be named "
+                    f"{', '.join('*' + suffix for suffix in SUFFIXES)}. Nothing was landed."
+                )
+            sources.extend(found)
+        elif stat.S_ISREG(mode):
+            if not os.access(argument, os.R_OK):
+                raise UsageError(f"{argument}: Permission denied. Nothing was landed.")
+            sources.append(_file_source(argument))
+        elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            sources.append(Source("stdin", argument, False))
+        else:
+            raise UsageError(f"{argument}: neither a file nor a folder. Nothing was landed.")
+    return sources, skipped
+
+
+def _walk(folder: str, skipped: list[str]) -> Iterator[Source]:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if not name.endswith(SUFFIXES):
+                continue
+            path = os.path.join(parent, name)
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                yield _file_source(path)
+            else:
+                skipped.append(path)
+
+
+def _file_source(path: str) -> Source:
+    name = os.fsencode(os.path.realpath(path)).decode("utf-8", "backslashreplace")
+    return Source(name, path, True)

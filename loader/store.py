@@ -1,0 +1,341 @@
+"""The store: one client of the embedded engine or of a ClickHouse server.
+
+Owns opening (waiting for the embedded engine's lock), settings of the session, the two ways to
+insert, and turning what a client raises into `StoreError`. Refuses to know what a batch is, and to
+format a value into SQL: values are bound, names are checked identifiers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+from chdb_lock import StoreLockedError as ChdbLockedError
+from chdb_lock import StorePathError, find_holder
+from chdb_lock import open_store as open_chdb
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import Error as ClientError
+
+from loader.errors import StoreError, StoreLockedError
+from loader.settings import Settings
+
+__all__ = ["RAW_TABLES", "Buffer", "Store", "open_store", "render_statements"]
+
+RAW_TABLES = ("raw_traces", "raw_rejects", "raw_batches")
+Buffer = bytes | bytearray | memoryview
+
+_MACROS = Path(__file__).resolve().parent.parent / "macros"
+
+# What exactly-once rests on. An insert answers when its data is there; one insert is one block,
+# so one part, which is there as a whole or not at all.
+_SESSION_SETTINGS: dict[str, Any] = {
+    "async_insert": 0,
+    "max_insert_threads": 1,
+    "max_insert_block_size": 16_777_216,
+    "min_insert_block_size_rows": 16_777_216,
+    "min_insert_block_size_bytes": 8_589_934_592,
+}
+
+
+class Store:
+    """A connection to the store, for one thread at a time.
+
+    Parameters
+    ----------
+    client : clickhouse_connect.driver.client.Client
+        An open client; the store closes it.
+    settings : Settings
+        Where it leads, for names and messages.
+    """
+
+    def __init__(self, client: Client, settings: Settings) -> None:
+        self._client = client
+        self.settings = settings
+        self.database = settings.database
+        self.is_embedded = settings.endpoint is None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def table(self, name: str) -> str:
+        """Give a table's name with its database, quoted."""
+        return f"`{self.database}`.`{name}`"
+
+    def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run a select and return its rows.
+
+        Parameters
+        ----------
+        sql : str
+            Values stand in it as `{name:Type}`.
+        parameters : mapping, optional
+            The values, by name.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be reached or refuses.
+        """
+        return [
+            tuple(row)
+            for row in self._guarded(
+                "a query", lambda: self._client.query(sql, parameters=dict(parameters or {}))
+            ).result_rows
+        ]
+
+    def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
+        """Run a statement that has no rows to return; values are bound as in `query`."""
+        self._guarded(
+            "a statement", lambda: self._client.command(sql, parameters=dict(parameters or {}))
+        )
+
+    def insert_rows(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Insert a few Python rows as one part."""
+        self._guarded(
+            f"an insert into {table}",
+            lambda: self._client.insert(table, rows, column_names=columns, database=self.database),
+        )
+
+    def insert_binary(
+        self,
+        table: str,
+        columns: Sequence[str],
+        chunks: Sequence[Buffer],
+        query_id: str | None = None,
+    ) -> None:
+        """Insert rows that are already encoded as RowBinary, as one part.
+
+        Parameters
+        ----------
+        table : str
+            Table name within the database.
+        columns : sequence of str
+            The columns that each row carries, in order.
+        chunks : sequence of bytes-like
+            The encoded rows; where one chunk ends is of no importance.
+        query_id : str, optional
+            A name under which a server runs it; see `is_running`.
+
+        Raises
+        ------
+        StoreError
+            If the insert failed, or its answer was lost: it may have taken effect.
+        """
+        if not self.is_embedded:
+            settings = {"query_id": query_id} if query_id else {}
+            self._guarded(
+                f"an insert into {table}",
+                lambda: self._client.raw_insert(
+                    self.table(table),
+                    column_names=list(columns),
+                    insert_block=b"".join(chunks),
+                    settings=settings,
+                    fmt="RowBinary",
+                ),
+            )
+            return
+        # The engine reads from a file. This one has no name, so a killed process leaves nothing.
+        with _nameless_file() as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            file.seek(0)
+            names = ", ".join(f"`{name}`" for name in columns)
+            sql = (
+                f"insert into {self.table(table)} ({names}) "
+                f"from infile '/dev/fd/{file.fileno()}' format RowBinary"
+            )
+            self._guarded(f"an insert into {table}", lambda: self._client.command(sql))
+
+    def is_running(self, query_id_prefix: str) -> bool:
+        """Say whether a server still runs a statement of ours under this name."""
+        if self.is_embedded:
+            return False
+        try:
+            return bool(
+                self.query(
+                    "select 1 from system.processes"
+                    " where startsWith(query_id, {prefix:String}) limit 1",
+                    {"prefix": query_id_prefix},
+                )
+            )
+        except StoreError:
+            return False
+
+    def tables(self) -> set[str]:
+        """Return the names of the database's tables and views; empty if there is no database."""
+        return {
+            row[0]
+            for row in self.query(
+                "select name from system.tables where database = {database:String}",
+                {"database": self.database},
+            )
+        }
+
+    def ensure_raw_tables(self) -> None:
+        """Make the raw tables (and the database) where they are missing."""
+        self.ensure_tables("landing/raw_tables.sql", "raw_tables_ddl", RAW_TABLES)
+
+    def ensure_tables(self, macro_file: str, macro: str, tables: Sequence[str]) -> None:
+        """Make tables from a DDL macro, if one of them is missing.
+
+        Parameters
+        ----------
+        macro_file : str
+            Path under macros/.
+        macro : str
+            A macro of (database, cluster) that gives idempotent statements, separated by `;;`.
+        tables : sequence of str
+            The names it makes.
+        """
+        if set(tables) <= self.tables():
+            return
+        for statement in render_statements(macro_file, macro, self.database, self.settings.cluster):
+            self.command(statement)
+
+    def close(self) -> None:
+        """Close the client, and with it the embedded engine and its lock."""
+        self._client.close()
+
+    def _guarded(self, what: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (ClientError, OSError) as error:
+            raise _store_error(what, self.settings, error) from None
+
+
+def open_store(settings: Settings, on_wait: Callable[[str], None] | None = None) -> Store:
+    """Open the store that the settings name.
+
+    Parameters
+    ----------
+    settings : Settings
+        With an endpoint, a server; else the embedded engine, whose lock is waited for.
+    on_wait : callable, optional
+        Called once with a line of text when waiting for another process begins.
+
+    Raises
+    ------
+    StoreLockedError
+        If another process holds the embedded store for longer than the limit.
+    StoreError
+        If the store cannot be opened or reached.
+    """
+    if settings.endpoint is not None:
+        return Store(_open_server(settings), settings)
+    path = os.path.realpath(settings.chdb_path)
+
+    def opener() -> Client:
+        try:
+            return clickhouse_connect.get_client(
+                interface="chdb", path=path, query_limit=0, settings=_SESSION_SETTINGS
+            )
+        except ClientError:
+            # A look at the lock by another process is a lock too, for an instant.
+            if find_holder(path) is not None:
+                raise
+            return clickhouse_connect.get_client(
+                interface="chdb", path=path, query_limit=0, settings=_SESSION_SETTINGS
+            )
+
+    def tell(holder: object) -> None:
+        if on_wait is not None:
+            on_wait(
+                f"waiting up to {settings.lock_timeout:g} s for the store {path}, held by {holder}"
+            )
+
+    try:
+        return Store(open_chdb(path, opener, settings.lock_timeout, tell), settings)
+    except ChdbLockedError as error:
+        raise StoreLockedError(str(error)) from None
+    except StorePathError as error:
+        raise StoreError(str(error)) from None
+    except ClientError as error:
+        raise StoreError(
+            f"cannot open the chDB store {path}: {_first_line(str(error))}. Is it a chDB folder "
+            "that this user may write? Else restore it, or set CHDB_PATH to another."
+        ) from None
+
+
+def render_statements(
+    macro_file: str, macro: str, database: str, cluster: str | None = None
+) -> list[str]:
+    """Render a DDL macro of macros/ without dbt, and split it into statements."""
+    import jinja2
+
+    source = (_MACROS / macro_file).read_text()
+    template = jinja2.Environment(autoescape=False).from_string(source)
+    text = str(getattr(template.module, macro)(database, cluster))
+    return [part.strip() for part in text.split(";;") if part.strip()]
+
+
+def _open_server(settings: Settings) -> Client:
+    assert settings.endpoint is not None
+    parts = urlsplit(settings.endpoint)
+    secure = parts.scheme == "https"
+    try:
+        return clickhouse_connect.get_client(
+            host=parts.hostname,
+            port=parts.port or (8443 if secure else 8123),
+            secure=secure,
+            username=settings.username,
+            password=settings.password,
+            proxy_path=parts.path.strip("/"),
+            ca_cert=settings.ca_cert,
+            client_cert=settings.client_cert,
+            client_cert_key=settings.client_key,
+            verify=True,
+            query_limit=0,
+            # One run, one thread, statements by turns: a session would only forbid a second.
+            autogenerate_session_id=False,
+            settings=_SESSION_SETTINGS,
+        )
+    except (ClientError, OSError) as error:
+        raise _store_error("connecting", settings, error) from None
+
+
+def _store_error(what: str, settings: Settings, error: Exception) -> StoreError:
+    code = getattr(error, "code", None)
+    text = _first_line(str(error))
+    if settings.password:
+        text = text.replace(settings.password, "***")
+    advice = (
+        "Check CLICKHOUSE_ENDPOINT, the user and its rights; then run it again"
+        if settings.endpoint
+        else "Run it again"
+    )
+    return StoreError(
+        f"the store {settings.store_name} failed at {what}: {text}. {advice}: "
+        "what is landed stays, and nothing is landed twice.",
+        code if isinstance(code, int) else None,
+    )
+
+
+def _first_line(text: str) -> str:
+    """Keep an engine's message to what says the cause: it may go on with rows that it read."""
+    line = next((line for line in text.splitlines() if line.strip()), "no message")
+    line = re.split(r"\s*(?::\s*While executing|\(at row|Row \d+:|Stack trace:)", line)[0]
+    return line.strip().rstrip(".")[:300]
+
+
+def _nameless_file() -> BinaryIO:
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("tokenledger-batch", os.MFD_CLOEXEC), "w+b")
+    return tempfile.TemporaryFile()

@@ -1,0 +1,854 @@
+"""The writer: takes a trace, appends it to the spool, returns. For threads and asyncio alike.
+
+This module owns turning a trace into a record, this process's segment file, the fsync policy and
+the limits. It refuses to talk to a database (``loader.drain`` does, in another process), to look
+into a payload, and to keep records in memory: when :meth:`Writer.write` returns, the record is in
+the kernel's hands, so that the death of the process loses nothing.
+
+=============  ======================================================  ==========================
+fsync          when ``write()`` returns                                lost on power failure
+=============  ======================================================  ==========================
+``never``      the record is in the page cache                         what the kernel had not
+                                                                       written yet (about 30 s)
+``interval``   the same; a thread syncs every ``fsync_interval_ms``    at most that window
+``each``       the record is on the disk (writers share one fsync)     nothing
+=============  ======================================================  ==========================
+
+Limits, and what happens at each: a spool directory holds at most ``max_spool_bytes``, the records
+on their way to it at most ``max_memory_bytes`` (plus one a thread). At a limit, and on a full disk,
+``on_full="block"`` waits up to ``block_seconds`` and then refuses; ``"refuse"`` refuses at once.
+A refused record raises :class:`~loader.spool.SpoolFull` and is counted in :meth:`Writer.stats`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import dataclasses
+import errno
+import json
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from loader.errors import UsageError
+from loader.spool import (
+    HEADER_BYTES,
+    MAX_RECORD_BYTES,
+    RECORD,
+    REJECT,
+    RecordTooLarge,
+    SpoolClosed,
+    SpoolError,
+    SpoolFull,
+    disk_bytes,
+    encode_header,
+    encode_reject,
+    frame_head,
+    new_stream,
+    open_spool,
+    sync_directory,
+    try_lock,
+)
+
+MIB = 1024 * 1024
+FSYNC_POLICIES = ("never", "interval", "each")
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PAUSE_MIN, _PAUSE_MAX = 0.005, 0.25
+_SCAN_EVERY = 0.5
+_log = logging.getLogger("tokenledger.spool")
+
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """How a writer behaves.
+
+    Attributes
+    ----------
+    fsync : {"interval", "never", "each"}
+        See the module.
+    fsync_interval_ms : int
+        The window of ``interval``, in milliseconds.
+    segment_bytes, segment_records, segment_seconds : int, int, float
+        A segment is finished, and may be landed, at whichever of these it reaches first; the
+        age counts from its first record.
+    max_spool_bytes : int
+        Bytes of the whole directory, all its writers together. The others' share is looked at
+        every half a second, so that the limit may be passed by what they write meanwhile.
+    max_memory_bytes : int
+        Bytes of the records that are encoded and not written yet.
+    max_record_bytes : int
+        A larger record raises :class:`~loader.spool.RecordTooLarge`.
+    on_full : {"block", "refuse"}
+        What to do at a limit.
+    block_seconds : float
+        How long ``block`` waits.
+    """
+
+    fsync: str = "interval"
+    fsync_interval_ms: int = 100
+    segment_bytes: int = 64 * MIB
+    segment_records: int = 5_000
+    segment_seconds: float = 1.0
+    max_spool_bytes: int = 10 * 1024 * MIB
+    max_memory_bytes: int = 256 * MIB
+    max_record_bytes: int = MAX_RECORD_BYTES
+    on_full: str = "block"
+    block_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.fsync not in FSYNC_POLICIES:
+            raise UsageError(f"fsync is {self.fsync!r}: use one of {', '.join(FSYNC_POLICIES)}")
+        if self.on_full not in ("block", "refuse"):
+            raise UsageError(f"on_full is {self.on_full!r}: use block or refuse")
+        for name in (
+            "fsync_interval_ms",
+            "segment_bytes",
+            "segment_records",
+            "segment_seconds",
+            "max_spool_bytes",
+            "max_memory_bytes",
+            "max_record_bytes",
+        ):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.max_record_bytes > MAX_RECORD_BYTES:
+            raise UsageError(
+                f"max_record_bytes is {self.max_record_bytes}: {MAX_RECORD_BYTES} is the most"
+            )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> WriterOptions:
+        """Read ``TOKENLEDGER_SPOOL_<NAME>``, for each attribute by its name in capitals.
+
+        Raises
+        ------
+        UsageError
+            If a value cannot be used; the message names the variable.
+        """
+        environ = os.environ if environ is None else environ
+        given: dict[str, Any] = {}
+        for option in dataclasses.fields(cls):
+            variable = f"TOKENLEDGER_SPOOL_{option.name.upper()}"
+            text = environ.get(variable, "").strip()
+            if not text:
+                continue
+            kind = {"str": str, "int": int, "float": float}[str(option.type)]
+            try:
+                given[option.name] = kind(text)
+            except ValueError:
+                raise UsageError(f"{variable}={text!r} is not a number: write one") from None
+        return cls(**given)
+
+
+@dataclass
+class WriterStats:
+    """What a writer did since it was made (in this process).
+
+    Attributes
+    ----------
+    written, written_bytes : int
+        Records appended to the spool, and their bytes with frames.
+    waited : int
+        Writes that had to wait at a limit.
+    refused : int
+        Writes refused at a limit, after waiting or at once: these traces are lost to the ledger.
+    failed : int
+        Writes that failed otherwise (unusable directory, failed fsync, record too large).
+    fsyncs, fsync_failures, segments : int
+        Calls of fsync that went well, and that did not; segments finished.
+    """
+
+    written: int = 0
+    written_bytes: int = 0
+    waited: int = 0
+    refused: int = 0
+    failed: int = 0
+    fsyncs: int = 0
+    fsync_failures: int = 0
+    segments: int = 0
+
+
+class _NoRoom(Exception):
+    """A limit is reached: wait or refuse."""
+
+
+@dataclass
+class _Segment:
+    """The file this process appends to."""
+
+    path: Path
+    descriptor: int
+    started: float
+    written: int = 0
+    records: int = 0
+    synced: int = 0
+    is_named: bool = False
+    is_closed: bool = False
+    failure: OSError | None = None
+    sync_lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Group:
+    """Tasks of one event loop that wait for the same fsync."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[_Segment, int, asyncio.Future[None]]] = []
+        self.is_running = False
+        self.task: asyncio.Task[None] | None = None
+
+
+# --------------------------------------------------------------------------- a trace as a record
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_NESTED = frozenset({dict, list, tuple})
+_encode_plain = msgspec.json.Encoder().encode
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is made of JSON's own types alone, so that msgspec writes it as json."""
+    todo = [value]
+    for each in todo:
+        if type(each) is dict:
+            for key in each:
+                if type(key) is not str:
+                    return False
+            each = each.values()
+        for inner in each:
+            kind = type(inner)
+            if kind not in _SCALARS:
+                if kind not in _NESTED:
+                    return False
+                todo.append(inner)
+                if len(todo) > 10_000_000:  # a structure that holds itself
+                    return False
+    return True
+
+
+def to_mapping(value: Any) -> dict[str, Any] | None:
+    """Read the fields of a mapping, a pydantic model, a dataclass, an attrs or a plain object.
+
+    Returns
+    -------
+    dict or None
+        Field name to value, as it is (fields that are objects stay objects); None when `value`
+        has no fields to speak of.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    kind = type(value)
+    if isinstance(value, (type, Enum)):
+        return None
+    names: Iterable[str] | None = None
+    if isinstance(fields := getattr(kind, "model_fields", None), dict):
+        names = [*fields, *(getattr(value, "model_extra", None) or ())]
+    elif callable(dump := getattr(value, "model_dump", None)):
+        return dict(dump())
+    elif dataclasses.is_dataclass(value):
+        names = [each.name for each in dataclasses.fields(value)]
+    elif attributes := getattr(kind, "__attrs_attrs__", None):
+        names = [each.name for each in attributes]
+    elif struct_fields := getattr(kind, "__struct_fields__", None):
+        names = struct_fields
+    elif isinstance(own := getattr(value, "__dict__", None), dict):
+        names = [name for name in own if not name.startswith("_")]
+    return {name: getattr(value, name) for name in names} if names else None
+
+
+def _stringify_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, (str, int, float, bool, type(None))) else str(key): (
+                _stringify_keys(each)
+            )
+            for key, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_stringify_keys(each) for each in value]
+    return value
+
+
+def _dump(value: Any) -> bytes:
+    """Serialise what msgspec should not or cannot: as ``json.dumps(value, default=str)`` does."""
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":"))
+    except TypeError:  # a key that JSON cannot hold
+        text = json.dumps(
+            _stringify_keys(value), default=str, ensure_ascii=False, separators=(",", ":")
+        )
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # a lone surrogate: keep it as an escape
+        return json.dumps(json.loads(text), separators=(",", ":")).encode()
+
+
+def encode_trace(trace: Any) -> bytes:
+    """Turn a trace into the bytes of one record.
+
+    Parameters
+    ----------
+    trace : mapping, object with fields, bytes or str
+        Bytes and text are taken as a JSON record already, and kept as they are. Fields of other
+        values become keys; times in them become ISO 8601; objects in them (a billing context)
+        become objects. Inside, values that JSON cannot hold become text as by
+        ``json.dumps(default=str)``. Without a ``created_at`` the record gets the time of now.
+
+    Returns
+    -------
+    bytes
+        One JSON object, UTF-8.
+
+    Raises
+    ------
+    SpoolError
+        If it has no fields, or cannot be serialised at all (it holds itself, or nests too deep).
+    """
+    if isinstance(trace, bytes):
+        return trace
+    if isinstance(trace, str):
+        return trace.encode("utf-8", "surrogatepass")
+    if isinstance(trace, (bytearray, memoryview)):
+        return bytes(trace)
+    record = to_mapping(trace)
+    if record is None:
+        raise SpoolError(
+            f"a {type(trace).__name__} has no fields to store: "
+            "give a mapping, a model, a dataclass or a JSON record"
+        )
+    for name, value in record.items():
+        kind = type(value)
+        if kind in _SCALARS or kind in _NESTED:
+            continue
+        if isinstance(value, (datetime, date)):
+            record[name] = value.isoformat()
+        elif not isinstance(value, (str, int, float, list, tuple)):
+            record[name] = to_mapping(value) or value
+    if record.get("created_at") is None and "timestamp" not in record:
+        record["created_at"] = datetime.now(UTC).isoformat()
+    try:
+        if _is_plain(record):
+            try:
+                return _encode_plain(record)
+            except UnicodeEncodeError:
+                pass
+        return _dump(record)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpoolError(f"the trace cannot be written as JSON: {type(error).__name__}") from None
+
+
+# --------------------------------------------------------------------------------- the writer
+
+_WRITERS: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+class Writer:
+    """Appends traces to a spool that other processes may share.
+
+    Parameters
+    ----------
+    spool : path-like
+        The spool directory; made with mode 0700 when it is missing (its parent must exist).
+    options : WriterOptions, optional
+        Policy and limits; by default read from the environment.
+
+    Raises
+    ------
+    SpoolError
+        If the directory cannot be used or written to.
+
+    Examples
+    --------
+    >>> with Writer("/var/spool/tokenledger") as writer:
+    ...     writer.write({"org_id": "org-1", "request_json": {}, "response_json": {}})
+    """
+
+    def __init__(self, spool: str | os.PathLike[str], options: WriterOptions | None = None) -> None:
+        self.options = options or WriterOptions.from_environment()
+        self.spool = open_spool(spool, create=True)
+        if not os.access(self.spool, os.W_OK | os.X_OK):
+            raise SpoolError(
+                f"{self.spool}: the spool may not be written: give this user the right to"
+            )
+        self._reset()
+        _WRITERS.add(self)
+
+    def _reset(self) -> None:
+        """Begin anew: at first, and in a forked child, which has a stream of its own."""
+        self._lock = threading.Lock()
+        self._stream = new_stream()
+        self._sequence = 0
+        self._segment: _Segment | None = None
+        self._is_closed = False
+        self._stats = WriterStats()
+        self._in_flight = 0
+        self._groups: dict[int, _Group] = {}
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._disk_bytes = 0
+        self._disk_seen = float("-inf")
+
+    # ------------------------------------------------------------------ what a caller uses
+
+    def write(self, trace: Any) -> None:
+        """Store one trace; returns once it is as safe as the fsync policy says.
+
+        Parameters
+        ----------
+        trace : mapping, object with fields, bytes or str
+            See :func:`encode_trace`.
+
+        Raises
+        ------
+        SpoolFull
+            A limit was reached, or the disk is full.
+        SpoolError
+            The spool cannot be written, the trace cannot be serialised, or fsync failed.
+        """
+        self._write(trace, RECORD)
+
+    async def write_async(self, trace: Any) -> None:
+        """Store one trace without blocking the event loop at a limit or for an fsync.
+
+        Parameters and errors are those of :meth:`write`. Tasks that wait for an fsync share one.
+        """
+        await self._write_async(trace, RECORD)
+
+    def write_reject(self, reason: str, detail: str, raw: bytes) -> None:
+        """Store bytes that are no record, so that they land in the rejects with this reason."""
+        self._write(encode_reject(reason, detail, raw), REJECT)
+
+    async def write_reject_async(self, reason: str, detail: str, raw: bytes) -> None:
+        """Store bytes that are no record; see :meth:`write_reject`."""
+        await self._write_async(encode_reject(reason, detail, raw), REJECT)
+
+    def stats(self) -> WriterStats:
+        """Return a copy of the counters."""
+        with self._lock:
+            return dataclasses.replace(self._stats)
+
+    def flush(self) -> None:
+        """Make what was written durable, and finish the segment so that it can be landed."""
+        with self._lock:
+            segment, self._segment = self._segment, None
+        if segment is not None:
+            self._finish(segment)
+
+    def close(self) -> None:
+        """Flush, and take no more records. Safe to call twice."""
+        with self._lock:
+            self._is_closed = True
+            segment, self._segment = self._segment, None
+        self._wake.set()
+        if segment is not None:
+            self._finish(segment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    # ----------------------------------------------------------------------------- writing
+
+    def _write(self, trace: Any, kind: int) -> None:
+        deadline: float | None = None
+        pause = _PAUSE_MIN
+        while True:
+            try:
+                segment, end = self._try_append(trace, kind)
+                break
+            except _NoRoom as full:
+                deadline = self._wait_until(deadline, full)
+                time.sleep(pause)
+                pause = min(pause * 2, _PAUSE_MAX)
+        if self.options.fsync == "each":
+            try:
+                self._sync(segment, end)
+            except OSError as error:
+                raise self._sync_failed(segment, error) from None
+
+    async def _write_async(self, trace: Any, kind: int) -> None:
+        deadline: float | None = None
+        pause = _PAUSE_MIN
+        while True:
+            try:
+                segment, end = self._try_append(trace, kind)
+                break
+            except _NoRoom as full:
+                deadline = self._wait_until(deadline, full)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _PAUSE_MAX)
+        if self.options.fsync == "each":
+            try:
+                await self._sync_async(segment, end)
+            except OSError as error:
+                raise self._sync_failed(segment, error) from None
+
+    def _wait_until(self, deadline: float | None, full: _NoRoom) -> float:
+        """Count a wait, and return when it ends; raise when it has ended or is not wanted."""
+        now = time.monotonic()
+        if self.options.on_full == "block":
+            if deadline is None:
+                with self._lock:
+                    self._stats.waited += 1
+                return now + self.options.block_seconds
+            if now < deadline:
+                return deadline
+        with self._lock:
+            self._stats.refused += 1
+        raise SpoolFull(f"{self.spool}: {full}: the trace was refused; see that a drainer runs")
+
+    def _failed(self, error: SpoolError) -> SpoolError:
+        with self._lock:
+            self._stats.failed += 1
+        return error
+
+    def _try_append(self, trace: Any, kind: int) -> tuple[_Segment, int]:
+        """Append one frame if there is room; return its segment and where it ends there."""
+        with self._lock:
+            if self._is_closed:
+                raise SpoolClosed(f"{self.spool}: the writer is closed")
+            if self._in_flight >= self.options.max_memory_bytes:
+                raise _NoRoom(f"{self._in_flight} bytes in memory wait to be written")
+        try:
+            payload = trace if kind == REJECT else encode_trace(trace)
+        except SpoolError as error:
+            raise self._failed(error) from None
+        limit = self.options.max_record_bytes + (4096 if kind == REJECT else 0)
+        if len(payload) > limit:
+            raise self._failed(
+                RecordTooLarge(
+                    f"{self.spool}: a record of {len(payload)} bytes: {limit} is the most"
+                )
+            )
+        head = frame_head(payload, kind)
+        with self._lock:
+            self._in_flight += len(payload)
+        finished: list[_Segment] = []
+        try:
+            with self._lock:
+                if self._is_closed:
+                    raise SpoolClosed(f"{self.spool}: the writer is closed")
+                return self._append(head, payload, finished)
+        except OSError as error:
+            raise self._failed(
+                SpoolError(
+                    f"{self.spool}: cannot write to the spool ({error.strerror or error}): "
+                    "see that the directory exists and this user may write to it"
+                )
+            ) from None
+        finally:
+            with self._lock:
+                self._in_flight -= len(payload)
+            for segment in finished:
+                self._finish(segment)
+
+    def _append(
+        self, head: bytes, payload: bytes, finished: list[_Segment]
+    ) -> tuple[_Segment, int]:
+        """Append under the lock; segments that are done are put into `finished`."""
+        need = len(head) + len(payload)
+        self._check_disk(need)
+        while True:
+            segment = self._segment
+            is_fresh = segment is None
+            if segment is None:
+                segment = self._segment = self._open_segment()
+            try:
+                _write_all(segment, head, payload)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    self._segment = None
+                    finished.append(segment)
+                    raise
+                if error.errno == errno.EFBIG and not is_fresh:
+                    self._segment = None  # this file may not grow, another one may
+                    finished.append(segment)
+                    continue
+                if segment.records == 0:
+                    self._segment = None
+                    finished.append(segment)
+                raise _NoRoom(os.strerror(error.errno or errno.ENOSPC).lower()) from None
+            break
+        segment.records += 1
+        self._disk_bytes += need
+        self._stats.written += 1
+        self._stats.written_bytes += need
+        if (
+            segment.written >= self.options.segment_bytes
+            or segment.records >= self.options.segment_records
+        ):
+            self._segment = None
+            finished.append(segment)
+        return segment, segment.written
+
+    def _check_disk(self, need: int) -> None:
+        if self._disk_bytes + need <= self.options.max_spool_bytes and (
+            time.monotonic() - self._disk_seen < _SCAN_EVERY
+        ):
+            return
+        if time.monotonic() - self._disk_seen >= 0.02:
+            self._disk_bytes = disk_bytes(self.spool)
+            self._disk_seen = time.monotonic()
+        if self._disk_bytes + need > self.options.max_spool_bytes:
+            raise _NoRoom(
+                f"the spool holds {self._disk_bytes} of at most "
+                f"{self.options.max_spool_bytes} bytes"
+            )
+
+    def _open_segment(self) -> _Segment:
+        """Make and lock the next segment file. A drainer may take it before it is locked: again."""
+        while True:
+            self._sequence += 1
+            path = self.spool / f"{self._stream}-{self._sequence:08d}.open"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+            try:
+                descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise _NoRoom(os.strerror(error.errno or 0).lower()) from None
+                raise
+            segment = _Segment(path, descriptor, time.monotonic())
+            try:
+                if not try_lock(descriptor) or os.fstat(descriptor).st_nlink == 0:
+                    self._abandon(segment)
+                    continue
+                _write_all(segment, encode_header(), b"")
+            except OSError as error:
+                self._abandon(segment)
+                if error.errno in _NO_ROOM:
+                    raise _NoRoom(os.strerror(error.errno or 0).lower()) from None
+                raise
+            self._disk_bytes += HEADER_BYTES
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._keep, name="tokenledger-spool", daemon=True
+                )
+                self._thread.start()
+            self._wake.set()
+            return segment
+
+    def _abandon(self, segment: _Segment) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(segment.path)
+        segment.is_closed = True
+        os.close(segment.descriptor)
+
+    # ------------------------------------------------------------------- syncing, finishing
+
+    def _sync(self, segment: _Segment, end: int) -> None:
+        """Make a segment durable up to `end`; whoever comes first syncs for those behind."""
+        if segment.synced >= end and segment.failure is None:
+            return
+        with segment.sync_lock:
+            if segment.failure is not None:
+                raise segment.failure
+            if segment.synced >= end or segment.is_closed:
+                return
+            self._sync_locked(segment)
+
+    def _sync_locked(self, segment: _Segment) -> None:
+        target = segment.written
+        try:
+            _fdatasync(segment.descriptor)
+            if not segment.is_named:
+                sync_directory(self.spool)
+                segment.is_named = True
+        except OSError as error:
+            # After a failed fsync the kernel may call the pages clean: nobody may ask again.
+            segment.failure = error
+            self._stats.fsync_failures += 1
+            if self._stats.fsync_failures == 1:
+                _log.error("%s: fsync failed (%s): check the disk", self.spool, error.strerror)
+            raise
+        segment.synced = target
+        self._stats.fsyncs += 1
+
+    async def _sync_async(self, segment: _Segment, end: int) -> None:
+        if segment.synced >= end and segment.failure is None:
+            return
+        loop = asyncio.get_running_loop()
+        group = self._groups.setdefault(id(loop), _Group())
+        future: asyncio.Future[None] = loop.create_future()
+        group.waiting.append((segment, end, future))
+        if not group.is_running:
+            group.is_running = True
+            group.task = loop.create_task(self._sync_group(loop, group))
+        await future
+
+    async def _sync_group(self, loop: asyncio.AbstractEventLoop, group: _Group) -> None:
+        """Sync for all tasks that wait, again and again until none does."""
+        try:
+            while group.waiting:
+                waiting, group.waiting = group.waiting, []
+                ends: dict[int, tuple[_Segment, int]] = {}
+                for segment, end, _ in waiting:
+                    ends[id(segment)] = (segment, max(end, ends.get(id(segment), (segment, 0))[1]))
+                failures: dict[int, OSError] = {}
+                for key, (segment, end) in ends.items():
+                    try:
+                        await loop.run_in_executor(None, self._sync, segment, end)
+                    except OSError as error:
+                        failures[key] = error
+                for segment, _, future in waiting:
+                    if future.done():
+                        continue
+                    failure = failures.get(id(segment))
+                    if failure is None:
+                        future.set_result(None)
+                    else:
+                        future.set_exception(failure)
+        finally:
+            group.is_running = False
+            for _, _, future in group.waiting:
+                future.cancel()
+            self._groups.pop(id(loop), None)
+
+    def _sync_failed(self, segment: _Segment, error: OSError) -> SpoolError:
+        with self._lock:
+            self._stats.failed += 1
+            if self._segment is segment:
+                self._segment = None
+        self._finish(segment)
+        return SpoolError(
+            f"{self.spool}: fsync failed ({error.strerror}): the trace may be lost; check the disk"
+        )
+
+    def _finish(self, segment: _Segment) -> None:
+        """Close a segment and give it to the drainers; what fails here a drainer makes good."""
+        with segment.sync_lock:
+            if segment.is_closed:
+                return
+            try:
+                if segment.records == 0:
+                    os.unlink(segment.path)
+                    return
+                if (
+                    self.options.fsync != "never"
+                    and segment.synced < segment.written
+                    and segment.failure is None
+                ):
+                    self._sync_locked(segment)
+                os.rename(segment.path, segment.path.with_suffix(".ready"))
+                self._stats.segments += 1
+            except OSError as error:
+                _log.warning(
+                    "%s: not finished (%s): a drainer takes it over",
+                    segment.path,
+                    error.strerror,
+                )
+            finally:
+                segment.is_closed = True
+                os.close(segment.descriptor)
+
+    def _keep(self) -> None:
+        """Finish segments by age and, under ``interval``, sync: the writer's one thread."""
+        options = self.options
+        window = options.fsync_interval_ms / 1000
+        while not self._is_closed:
+            segment = self._segment
+            if segment is None:
+                self._wake.wait()
+                self._wake.clear()
+                continue
+            left = segment.started + options.segment_seconds - time.monotonic()
+            if left <= 0:
+                with self._lock:
+                    is_ours = self._segment is segment
+                    if is_ours:
+                        self._segment = None
+                if is_ours:
+                    self._finish(segment)
+                continue
+            if options.fsync == "interval":
+                left = min(left, window)
+            time.sleep(left)
+            if options.fsync == "interval":
+                # A failure stays with the segment; its records are in the page cache still.
+                with contextlib.suppress(OSError):
+                    self._sync(segment, segment.written)
+
+    # ------------------------------------------------------------------------------ fork
+
+    def _before_fork(self) -> None:
+        self._lock.acquire()
+
+    def _after_fork_in_parent(self) -> None:
+        self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        """Leave the parent's segment to the parent: close it here, begin a stream of our own."""
+        segment, is_closed = self._segment, self._is_closed
+        self._reset()
+        self._is_closed = is_closed
+        if segment is not None and not segment.is_closed:
+            with contextlib.suppress(OSError):
+                os.close(segment.descriptor)
+
+
+def _write_all(segment: _Segment, head: bytes, payload: bytes) -> None:
+    """Append head and payload, or nothing: what was written in part is cut off again."""
+    total = len(head) + len(payload)
+    done = 0
+    try:
+        while done < total:
+            if done < len(head):
+                done += os.writev(segment.descriptor, [head[done:], payload])
+            else:
+                done += os.write(segment.descriptor, memoryview(payload)[done - len(head) :])
+    except OSError:
+        if done:
+            with contextlib.suppress(OSError):
+                os.ftruncate(segment.descriptor, segment.written)
+        raise
+    segment.written += total
+
+
+_fdatasync = getattr(os, "fdatasync", os.fsync)
+
+
+def _each_writer(action: str) -> None:
+    for writer in sorted(_WRITERS, key=id):
+        getattr(writer, action)()
+
+
+def _close_all() -> None:
+    for writer in list(_WRITERS):
+        with contextlib.suppress(OSError, SpoolError):
+            writer.close()
+
+
+atexit.register(_close_all)
+os.register_at_fork(
+    before=lambda: _each_writer("_before_fork"),
+    after_in_parent=lambda: _each_writer("_after_fork_in_parent"),
+    after_in_child=lambda: _each_writer("_after_fork_in_child"),
+)

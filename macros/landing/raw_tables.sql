@@ -1,0 +1,66 @@
+{#
+The tables that landing writes, and nothing else. Plain Jinja on purpose: the loader renders this
+file without dbt when a table is missing, and dbt runs the same statements at the start of a run.
+
+raw_tables_ddl(database, cluster=none) gives the statements, separated by `;;`. All are idempotent.
+
+- raw_traces:  one row a record that is a trace, its request and response byte for byte.
+- raw_rejects: one row a line that is not such a record, with the reason and where it stood.
+- raw_batches: the ledger, one row a batch, written last.
+
+`position` numbers the non-blank lines of a batch from 0, through rows and rejects alike. A batch
+is inserted with one `landed_at`, so that it falls into one partition and is one part.
+#}
+{% macro raw_tables_ddl(database, cluster=none) %}
+{%- set on_cluster = (" on cluster `" ~ cluster ~ "`") if cluster else "" -%}
+{%- set engine = "ReplicatedMergeTree" if cluster else "MergeTree" -%}
+create database if not exists `{{ database }}`{{ on_cluster }}
+;;
+create table if not exists `{{ database }}`.raw_traces{{ on_cluster }}
+(
+    batch_id String comment 'The batch it came with: a hash of source, offset and bytes',
+    position UInt32 comment 'Its place among the non-blank lines of the batch, from 0',
+    format LowCardinality(String) comment 'The record format, as named in loader/formats.yml',
+    request_json String comment 'The request, verbatim; empty when the key is absent' codec(ZSTD(1)),
+    response_json String comment 'The response, verbatim; empty when the key is absent' codec(ZSTD(1)),
+    envelope_json String comment 'The other keys of the record, values verbatim' codec(ZSTD(1)),
+    repairs Array(LowCardinality(String)) comment 'What was changed to accept it; mostly empty',
+    landed_at DateTime64(3, 'UTC') comment 'When its batch was landed'
+)
+engine = {{ engine }}
+partition by toYYYYMM(landed_at)
+order by (batch_id, position)
+;;
+create table if not exists `{{ database }}`.raw_rejects{{ on_cluster }}
+(
+    batch_id String comment 'The batch it came with',
+    position UInt32 comment 'Its place among the non-blank lines of the batch, from 0',
+    source String comment 'The file (absolute path) or stream it came from',
+    line UInt64 comment 'Line number in the source, from 1',
+    byte_offset UInt64 comment 'Where the line begins in the (decompressed) source, in bytes',
+    reason LowCardinality(String) comment 'Why it is no trace: a short fixed word',
+    detail String comment 'The reason in words, without payload',
+    raw String comment 'The line, verbatim, without its newline' codec(ZSTD(1)),
+    landed_at DateTime64(3, 'UTC') comment 'When its batch was landed'
+)
+engine = {{ engine }}
+partition by toYYYYMM(landed_at)
+order by (batch_id, position)
+;;
+create table if not exists `{{ database }}`.raw_batches{{ on_cluster }}
+(
+    batch_id String comment 'Hash of source, start offset and bytes',
+    source String comment 'The file (absolute path) or stream it was cut from',
+    start_offset UInt64 comment 'First byte of the batch in the (decompressed) source',
+    end_offset UInt64 comment 'The byte after its last',
+    first_line UInt64 comment 'Line number of its first byte, from 1',
+    lines UInt32 comment 'Non-blank lines: rows + rejects',
+    rows UInt32 comment 'Records in raw_traces',
+    rejects UInt32 comment 'Lines in raw_rejects',
+    bytes UInt64 comment 'Size in the (decompressed) source',
+    loader_version LowCardinality(String) comment 'The version of the loader',
+    landed_at DateTime64(3, 'UTC') comment 'When it was complete'
+)
+engine = {{ engine }}
+order by (source, start_offset, batch_id)
+{% endmacro %}
