@@ -234,10 +234,10 @@ def open_spool(path: str | os.PathLike[str], *, create: bool) -> Path:
     SpoolError
         If it is missing, a symbolic link, not a directory, or open for everybody to write.
     """
-    spool = Path(os.path.abspath(path))
+    spool = Path(path).absolute()
     if create:
         try:
-            os.mkdir(spool, 0o700)
+            spool.mkdir(mode=0o700)
         except FileExistsError:
             pass
         except OSError as error:

@@ -658,7 +658,7 @@ class Writer:
 
     def _abandon(self, segment: _Segment) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(segment.path)
+            segment.path.unlink()
         segment.is_closed = True
         os.close(segment.descriptor)
 
@@ -749,7 +749,7 @@ class Writer:
                 return
             try:
                 if segment.records == 0:
-                    os.unlink(segment.path)
+                    segment.path.unlink()
                     return
                 if (
                     self.options.fsync != "never"
@@ -757,7 +757,7 @@ class Writer:
                     and segment.failure is None
                 ):
                     self._sync_locked(segment)
-                os.rename(segment.path, segment.path.with_suffix(".ready"))
+                segment.path.rename(segment.path.with_suffix(".ready"))
                 self._stats.segments += 1
             except OSError as error:
                 _log.warning(
