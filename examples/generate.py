@@ -517,7 +517,7 @@ def azure_chat(dice: Dice, agent: Agent, scene: Json) -> Call:
     """Azure's chat completions: OpenAI's, with the content filter's findings."""
     prompt, cached, completion = chat_tokens(dice)
     safe = {"filtered": False, "severity": "safe"}
-    findings = {kind: safe for kind in ("hate", "self_harm", "sexual", "violence")}
+    findings = dict.fromkeys(("hate", "self_harm", "sexual", "violence"), safe)
     body = chat_body(dice, agent, scene["answer"], scene["created"])
     body["choices"][0]["content_filter_results"] = findings
     body["prompt_filter_results"] = [{"prompt_index": 0, "content_filter_results": findings}]
@@ -828,7 +828,7 @@ def groq(dice: Dice, agent: Agent, scene: Json) -> Call:
 
 
 def xai(dice: Dice, agent: Agent, scene: Json) -> Call:
-    """xAI's chat: the reasoning lies outside ``completion_tokens``, but inside the total."""
+    """Chat of xAI: the reasoning lies outside ``completion_tokens``, but inside the total."""
     prompt, cached, answer = chat_tokens(dice)
     reasoning = dice.number(40, 900)
     total = prompt + answer + reasoning
@@ -882,7 +882,7 @@ def openrouter(dice: Dice, agent: Agent, scene: Json) -> Call:
 
 
 def unrecognised(dice: Dice, agent: Agent, scene: Json) -> Call:
-    """A gateway whose usage fits no dialect: the numbers are there, nobody knows what they are."""
+    """Answer as a gateway whose usage fits no dialect: there are numbers, but of what?"""
     body = {
         "reply": scene["answer"],
         "model": agent.model,
