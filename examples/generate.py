@@ -882,7 +882,7 @@ def openrouter(dice: Dice, agent: Agent, scene: Json) -> Call:
 
 
 def unrecognised(dice: Dice, agent: Agent, scene: Json) -> Call:
-    """Answer as a gateway whose usage fits no dialect: there are numbers, but of what?"""
+    """Answer as a gateway whose usage fits no dialect: numbers, but nobody knows of what."""
     body = {
         "reply": scene["answer"],
         "model": agent.model,
