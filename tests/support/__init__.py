@@ -1,0 +1,1 @@
+"""Helpers of the Python tests; nothing here is imported by the package itself."""
