@@ -14,7 +14,7 @@ pending as (
         batch_id,
         min(batches.landed_at) as landed_at,
         any(batches.lines) as lines,
-        any(batches.rows) as rows
+        any(batches.`rows`) as `rows`
     from batches
     where
         batch_id not in (

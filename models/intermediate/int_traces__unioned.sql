@@ -25,8 +25,8 @@ unioned as (
 configured as (
     select
         *,
-        JSONExtract(ifNull(llm_config_json, ''), '{{ llm_config_type }}') as llm_config,
-        replaceRegexpOne(ifNull(trace_key, ''), '^provider_trace-', '') as own_id
+        JSONExtract(coalesce(llm_config_json, ''), '{{ llm_config_type }}') as llm_config,
+        replaceRegexpOne(coalesce(trace_key, ''), '^provider_trace-', '') as own_id
     from unioned
 ),
 
@@ -34,25 +34,25 @@ defaulted as (
     select
         -- ids: an absent one is ''
         if(own_id = '', concat(batch_id, '-', toString(position)), own_id) as id,
-        ifNull(organization_id, '') as organization_id,
-        ifNull(project_id, '') as project_id,
-        ifNull(agent_id, '') as agent_id,
+        coalesce(organization_id, '') as organization_id,
+        coalesce(project_id, '') as project_id,
+        coalesce(agent_id, '') as agent_id,
         agent_tags,
-        ifNull(run_id, '') as run_id,
-        ifNull(step_id, '') as step_id,
-        ifNull(trace_id, '') as trace_id,
+        coalesce(run_id, '') as run_id,
+        coalesce(step_id, '') as step_id,
+        coalesce(trace_id, '') as trace_id,
 
         -- the call
-        ifNull(nullIf(call_type, ''), 'unknown') as call_type,
-        ifNull(nullIf(llm_config.model_endpoint_type, ''), 'unknown') as provider,
-        ifNull(nullIf(llm_config.model, ''), 'unknown') as model,
-        ifNull(llm_config.provider_category = 'byok', false)::Bool as is_byok,
+        coalesce(nullIf(call_type, ''), 'unknown') as call_type,
+        coalesce(nullIf(llm_config.model_endpoint_type, ''), 'unknown') as provider,
+        coalesce(nullIf(llm_config.model, ''), 'unknown') as model,
+        coalesce(llm_config.provider_category = 'byok', false)::Bool as is_byok,
         length(request_json) as request_size_bytes,
         length(response_json) as response_size_bytes,
-        ifNull(if(latency_ms >= 0 and latency_ms < 1e15, toUInt64(latency_ms), 0), 0)::UInt64 as latency_ms,
+        if(latency_ms between 0 and 1e15, toUInt64(coalesce(latency_ms, 0)), 0) as latency_ms,
         request_json,
         response_json,
-        ifNull(llm_config_json, '') as llm_config_json,
+        coalesce(llm_config_json, '') as llm_config_json,
 
         -- billing context that came with the trace
         nullIf(trace_plan_type, '') as trace_plan_type,
@@ -60,10 +60,10 @@ defaulted as (
         nullIf(trace_customer_id, '') as trace_customer_id,
 
         -- times: a record that does not say when it was made was made when it landed
-        ifNull(created_at, toDateTime64(landed_at, 6, 'UTC')) as created_at,
+        coalesce(created_at, toDateTime64(landed_at, 6, 'UTC')) as created_at,
 
         -- landing
-        format,
+        `format`,
         (own_id = '')::Bool as has_derived_id,
         batch_id,
         position,

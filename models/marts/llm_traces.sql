@@ -104,7 +104,7 @@ final as (
         created_at,
 
         -- how the response was read
-        format::LowCardinality(String) as format,
+        `format`::LowCardinality(String) as `format`,
         usage_dialect::LowCardinality(String) as usage_dialect,
         usage_status::LowCardinality(String) as usage_status,
         response_model,

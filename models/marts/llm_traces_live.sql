@@ -2,7 +2,6 @@
 {# one row per trace id: llm_traces, and what is landed but not transformed yet #}
 
 {#- The columns and their types are those of llm_traces, taken from its contract. -#}
-{%- set columns = graph.nodes['model.tokenledger.llm_traces'].columns.values() if execute else [] -%}
 
 with
 
@@ -46,17 +45,13 @@ waiting as (
 
 final as (
     select
-        {%- for column in columns %}
-        {{ column.name }}{{ ',' if not loop.last }}
-        {%- endfor %}
+        {{ contract_columns('llm_traces') }}
     from transformed
 
     union all
 
     select
-        {%- for column in columns %}
-        {{ column.name }}::{{ column.data_type }} as {{ column.name }}{{ ',' if not loop.last }}
-        {%- endfor %}
+        {{ contract_columns('llm_traces', cast=true) }}
     from waiting
 )
 

@@ -99,7 +99,13 @@ final as (
     where
         notEmpty(differs_in)
         {%- if is_incremental() %}
-        and (id, batch_id, position) not in (select id, batch_id, position from {{ this }})
+        and (id, batch_id, position) not in (
+            select
+                id,
+                batch_id,
+                position
+            from {{ this }}
+        )
         {%- endif %}
 )
 

@@ -50,7 +50,7 @@ read_back as (
 final as (
     select
         pending.batch_id as batch_id,
-        pending.rows as rows,
+        pending.`rows` as `rows`,
         read_back.ids_found as ids,
         read_back.new_traces as new_traces,
         '{{ parser_version() }}'::LowCardinality(String) as parser_version,
@@ -59,7 +59,7 @@ final as (
     left join read_back on pending.batch_id = read_back.batch_id
     where
         read_back.ids_missing = 0
-        and read_back.rows_found = pending.rows
+        and read_back.rows_found = pending.`rows`
 )
 
 select * from final

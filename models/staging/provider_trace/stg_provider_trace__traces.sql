@@ -1,4 +1,4 @@
-{# one row per landed record of the format provider_trace (twice where two loaders raced: see llm_traces) #}
+{# one row per landed record of the format provider_trace #}
 
 {%- set envelope_type -%}
 Tuple(
@@ -26,7 +26,7 @@ with
 
 source as (
     select * from {{ source('raw', 'raw_traces') }}
-    where format = 'provider_trace'
+    where `format` = 'provider_trace'
 ),
 
 parsed as (
@@ -64,7 +64,7 @@ renamed as (
         {{ utc_time('envelope.created_at') }} as created_at,
 
         -- landing
-        format,
+        `format`,
         batch_id,
         position,
         landed_at

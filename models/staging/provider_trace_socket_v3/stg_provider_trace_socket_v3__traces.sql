@@ -1,4 +1,4 @@
-{# one row per landed record of the format provider_trace_socket_v3 (twice where two loaders raced: see llm_traces) #}
+{# one row per landed record of the format provider_trace_socket_v3 #}
 
 {%- set envelope_type -%}
 Tuple(
@@ -28,7 +28,7 @@ with
 
 source as (
     select * from {{ source('raw', 'raw_traces') }}
-    where format = 'provider_trace_socket_v3'
+    where `format` = 'provider_trace_socket_v3'
 ),
 
 parsed as (
@@ -38,13 +38,15 @@ parsed as (
     from source
 ),
 
-{#- The protocol sends a failed call as response null with the error beside it. The backend it was
+{# The protocol sends a failed call as response null with the error beside it. The backend it was
     made for stores such a call as an object of the two, and so does this one. #}
+
 answered as (
     select
         *,
         if(
-            response_json in ('', 'null') and (envelope.error is not null or envelope.error_type is not null),
+            response_json in ('', 'null')
+            and coalesce(envelope.error, envelope.error_type) is not null,
             toJSONString(map('error', envelope.error, 'error_type', envelope.error_type)),
             response_json
         ) as response_or_error_json
@@ -79,7 +81,7 @@ renamed as (
         {{ utc_time('envelope.timestamp') }} as created_at,
 
         -- landing
-        format,
+        `format`,
         batch_id,
         position,
         landed_at

@@ -1,0 +1,60 @@
+# Everything from a bare checkout: `make demo` runs the main job, `make test` passes the tests.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SCRATCH := target/scratch
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench docs lock clean test-dbt test-python test-adapter soak fuzz
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: $(BIN)/.installed profiles.yml ## .venv from the lock file, and profiles.yml
+	@$(BIN)/python -m loader init
+
+$(BIN)/.installed: requirements.lock adapter/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e ./adapter
+	touch $@
+
+profiles.yml:
+	cp profiles.example.yml $@
+
+demo: setup ## land the examples, build, and print who spent what
+	$(BIN)/python -m loader examples || [ $$? -eq 1 ]
+	$(BIN)/dbt --quiet build
+	@$(BIN)/dbt --quiet run-operation who_spent_what
+
+test: setup lint test-dbt test-adapter test-python ## every test
+
+test-dbt: setup ## the project built on a scratch path with its dbt tests
+	rm -rf $(SCRATCH) && mkdir -p $(SCRATCH)
+	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/python -m loader examples || [ $$? -eq 1 ]
+	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/dbt build
+
+test-adapter: setup ## the adapter's own tests
+	$(BIN)/python -m pytest adapter/tests
+
+test-python: setup ## the loader's tests, kills and faults
+	$(BIN)/python -m pytest tests
+
+lint: setup ## ruff, mypy, sqlfluff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/sqlfluff lint --disable-progress-bar models tests/singular tests/generic
+
+bench: setup ## the benchmarks, as ratios, into benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+docs: setup ## dbt's documentation site, into target/
+	$(BIN)/dbt docs generate
+
+lock: ## compile requirements.in into requirements.lock (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.in -o requirements.lock
+
+clean: ## what can be made again; never the warehouse
+	rm -rf target logs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,19 @@
+{#- Conservation, transforming: of a batch that counts as transformed, each landed id is in llm_traces. -#}
+
+with
+
+arrived as (
+    select
+        id,
+        batch_id,
+        position
+    from {{ ref('int_traces__unioned') }}
+    where batch_id in (select batch_id from {{ ref('transformed_batches') }})
+),
+
+final as (
+    select * from arrived
+    where id not in (select id from {{ ref('llm_traces') }})
+)
+
+select * from final
