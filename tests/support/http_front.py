@@ -449,7 +449,7 @@ def decompressed(data: bytes, encoding: str) -> bytes:
     if encoding == "deflate":
         return zlib.decompress(data)
     if encoding == "lz4":
-        import lz4.frame
+        import lz4.frame  # type: ignore[import-untyped]
 
         with lz4.frame.open(io.BytesIO(data)) as file:
             return bytes(file.read())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
+from clickhouse_connect.driver.summary import QuerySummary
 
 from tests.support.http_front import Fault, Front, split_insert
 
@@ -74,7 +76,7 @@ def client(connect: Connect) -> Client:
     return client
 
 
-def rows(client: Client) -> list[tuple[Any, ...]]:
+def rows(client: Client) -> list[Any]:
     """Return the whole of the table."""
     return list(client.query("select a, s from t order by a, s").result_rows)
 
@@ -174,8 +176,8 @@ def test_raw_query_stream_and_commands(client: Client) -> None:
     assert text == b'{"a":0}\n{"a":1}\n'
     with client.query_rows_stream("select a from t order by a") as stream:
         assert sum(row[0] for row in stream) == 4950
-    raw = client.raw_stream("select a from t", fmt="RowBinary")
-    assert len(raw.read()) == 800
+    with client.raw_stream("select a from t", fmt="RowBinary") as raw:
+        assert len(raw.read()) == 800
     assert client.command("exists table t") == 1
     assert client.command("select s from t where a < 0") == ""
     assert client.query("select a, s from t limit 0").column_names == ("a", "s")
@@ -183,6 +185,7 @@ def test_raw_query_stream_and_commands(client: Client) -> None:
 
 def test_summary_and_query_id(client: Client) -> None:
     done = client.command("insert into t select number, 'x' from numbers(7)")
+    assert isinstance(done, QuerySummary)
     assert done.written_rows == 7
     asked = client.query("select 1", settings={"query_id": "mine"})
     assert asked.query_id == "mine"
@@ -285,19 +288,22 @@ def test_async_client(front: Front, client: Client) -> None:
     pytest.importorskip("aiohttp", reason="the async client needs clickhouse-connect[async]")
 
     async def scenario() -> list[Any]:
-        async with await clickhouse_connect.get_async_client(
+        asynchronous = await clickhouse_connect.get_async_client(
             host=front.host,
             port=front.port,
             username=front.user,
             password=front.password,
             database="llm",
-        ) as asynchronous:
+        )
+        try:
             await asynchronous.insert("t", [[1, "x"], [2, "y"]], column_names=["a", "s"])
             many = [asynchronous.query("select count() from t") for _ in range(8)]
             found = await asyncio.gather(*many)
             with pytest.raises(ClickHouseError):
                 await asynchronous.command("select nothing")
-            return [one.result_rows for one in found]
+        finally:
+            await asynchronous.close()
+        return [one.result_rows for one in found]
 
     assert asyncio.run(scenario()) == [[(2,)]] * 8
 
@@ -321,7 +327,7 @@ def test_the_stock_client_replays_an_insert_whose_answer_was_lost(
     client.raw_insert("t", insert_block=b"2,y", fmt="CSV")
     front.misbehave("drop", effect="done", inserts=True)
     with pytest.raises(OperationalError):
-        client.raw_insert("t", insert_block=iter([b"3,z"]), fmt="CSV")
+        client.raw_insert("t", insert_block=io.BytesIO(b"3,z"), fmt="CSV")
     assert rows(client)[2:] == [(2, "y"), (2, "y"), (3, "z")]
 
 
@@ -573,5 +579,11 @@ def test_stock_dbt_clickhouse_builds_twice(front: Front, tmp_path: Path, client:
     for table in ("named", "seen", "appended", "replaced"):
         found = client.query(f"select id, name from mini.{table} order by id").result_rows
         assert found == expected, table
-    left = client.query("select name from system.tables where database = 'mini'").result_rows
-    assert sorted(left) == [("appended",), ("named",), ("names",), ("replaced",), ("seen",)]
+    left = client.query("select name from system.tables where database = 'mini' order by name")
+    assert [row[0] for row in left.result_rows] == [
+        "appended",
+        "named",
+        "names",
+        "replaced",
+        "seen",
+    ]
