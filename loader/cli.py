@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "init": ("loader.verbs.init", "make the raw tables"),
     "status": ("loader.verbs.status", "say what is landed, pending and rejected"),
     "rejects": ("loader.verbs.rejects", "list what was rejected, and why"),
+    "drain": ("loader.drain", "land what servers left in a spool"),
+    "listen": ("loader.listener", "receive records on a socket, into a spool"),
     "get": ("loader.verbs.get", "print the stored trace of a step as JSON"),
 }
 

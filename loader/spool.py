@@ -391,11 +391,11 @@ def spool_status(path: str | os.PathLike[str]) -> dict[str, int | float | str | 
                 counts["segments_open" if is_held(entry.path) else "segments_stale"] += 1
             look(entry)
         elif BATCH_NAME.match(entry.name) and entry.is_dir(follow_symlinks=False):
-            counts["batches"] += 1
+            inner = [each for each in _scan(entry.path) if SEGMENT_NAME.match(each.name)]
+            counts["batches"] += bool(inner) and not entry.name.endswith(".landed")
             if not entry.name.endswith(".landed"):
-                for inner in _scan(entry.path):
-                    if SEGMENT_NAME.match(inner.name) and inner.is_file(follow_symlinks=False):
-                        look(inner)
+                for file in inner:
+                    look(file)
         else:
             foreign += 1
     age = None if oldest_ns is None else max(0.0, (time.time_ns() - oldest_ns) / 1e9)
