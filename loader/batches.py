@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from loader.errors import SourceError
-from loader.formats import Framer, Rejection
+from loader.formats import Buffer, Framer, Record, Rejection
 from loader.rowbinary import (
     encode_milliseconds,
     encode_string,
@@ -103,8 +103,9 @@ class Batch:
     ----------
     lines, rows, rejects : int
         Non-blank lines; records; rejected lines. The first is the sum of the others.
-    traces, rejected : bytes
-        The rows of raw_traces and raw_rejects in RowBinary.
+    traces, rejected : list of bytes-like
+        The rows of raw_traces and raw_rejects in RowBinary, in pieces: most are views into the
+        lines, which nobody has to copy.
     without_id, repaired : int
         Records that do not name themselves, and records that had to be changed to be accepted.
     reasons : Counter
@@ -119,8 +120,8 @@ class Batch:
     lines: int
     rows: int
     rejects: int
-    traces: bytes = field(repr=False)
-    rejected: bytes = field(repr=False)
+    traces: list[Buffer] = field(repr=False)
+    rejected: list[Buffer] = field(repr=False)
     without_id: int = 0
     repaired: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -341,14 +342,13 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
     landed_at = encode_milliseconds(datetime.now(UTC))
     batch_id = encode_string(cut.batch_id.encode())
     source = encode_string(cut.source.encode())
-    traces: list[bytes] = []
-    rejected: list[bytes] = []
+    traces: list[Buffer] = []
+    rejected: list[Buffer] = []
     reasons: Counter[str] = Counter()
     rows = without_id = repaired = position = 0
     offset, line_number = cut.start, cut.first_line
-    format_texts = {
-        format_.name: encode_string(format_.name.encode()) for format_ in framer.formats
-    }
+    formats = {entry.name: encode_string(entry.name.encode()) for entry in framer.formats}
+    tail = _repairs(()) + landed_at
     append = traces.append
     last = len(cut.lines) - 1
     for index, line in enumerate(cut.lines):
@@ -357,7 +357,7 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
             line_number += 1
             continue
         if cut.full_length or len(line) > settings.max_record_bytes:
-            framed = _too_large(cut, line, settings)
+            framed: Record | Rejection = _too_large(cut, line, settings)
         else:
             framed = framer.frame(line)
         if isinstance(framed, Rejection):
@@ -378,22 +378,15 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
             )
         else:
             request, response, envelope = framed.request, framed.response, framed.envelope
-            append(batch_id)
-            append(position.to_bytes(4, "little"))
-            append(format_texts[framed.format])
-            append(varint(len(request)))
+            position_bytes = position.to_bytes(4, "little")
+            append(batch_id + position_bytes + formats[framed.format] + varint(len(request)))
             append(request)
             append(varint(len(response)))
             append(response)
             append(varint(len(envelope)))
             append(envelope)
-            if framed.repairs:
-                repaired += 1
-                append(varint(len(framed.repairs)))
-                traces.extend(encode_string(repair.encode()) for repair in framed.repairs)
-            else:
-                append(b"\0")
-            append(landed_at)
+            append(_repairs(framed.repairs) + landed_at if framed.repairs else tail)
+            repaired += bool(framed.repairs)
             rows += 1
             without_id += not framed.has_id
         position += 1
@@ -408,8 +401,8 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
         lines=position,
         rows=rows,
         rejects=position - rows,
-        traces=b"".join(traces),
-        rejected=b"".join(rejected),
+        traces=traces,
+        rejected=rejected,
         without_id=without_id,
         repaired=repaired,
         reasons=reasons,
@@ -510,6 +503,10 @@ def _too_large(cut: Cut, line: bytes, settings: Settings) -> Rejection:
     if cut.full_length:
         detail += f"; the first {len(line)} are kept; sha256 of all {cut.full_hash}"
     return Rejection("too_large", detail)
+
+
+def _repairs(repairs: Sequence[str]) -> bytes:
+    return varint(len(repairs)) + b"".join(encode_string(repair.encode()) for repair in repairs)
 
 
 def _is_blank(line: bytes) -> bool:

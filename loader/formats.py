@@ -1,4 +1,4 @@
-"""Framing: is this line a record, of which format, and where are its request and response?
+"""Framing: whether a line is a record, of which format, and where its request and response are.
 
 Owns formats.yml and the text of a record's parts. Refuses to look into them: request and response
 are copied byte for byte, and what they mean is decided in SQL.
@@ -17,7 +17,7 @@ import msgspec
 
 from loader.errors import UsageError
 
-__all__ = ["FORMATS_FILE", "NON_FINITE_NUMBER", "Format", "Framer", "Record", "Rejection"]
+__all__ = ["FORMATS_FILE", "NON_FINITE_NUMBER", "Buffer", "Format", "Framer", "Record", "Rejection"]
 
 FORMATS_FILE = Path(__file__).with_name("formats.yml")
 NON_FINITE_NUMBER = "non_finite_number"
@@ -27,7 +27,8 @@ _MAX_CACHED_KEYS = 10_000
 # A whole string, or a number that Python's json writes and JSON does not have.
 _STRING_OR_NON_FINITE = re.compile(rb'"(?>[^"\\]+|\\.)*+"|-?Infinity|NaN', re.DOTALL)
 
-Text = msgspec.Raw | bytes
+# Bytes, or a view of them: msgspec's Raw is one too.
+Buffer = bytes | msgspec.Raw
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Record:
     """
 
     format: str
-    request: Text
-    response: Text
+    request: Buffer
+    response: Buffer
     envelope: bytes
     repairs: tuple[str, ...]
     has_id: bool

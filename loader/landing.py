@@ -27,7 +27,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
-from loader.errors import SourceError, StoreError
+from loader.errors import StoreError
 from loader.formats import Framer
 from loader.rowbinary import (
     encode_milliseconds,
@@ -222,37 +222,34 @@ def _read(
 
 
 def _ahead(items: Iterator[LedgerEntry | Batch]) -> Iterator[LedgerEntry | Batch]:
-    """Run an iterator in a thread, one item ahead of who takes them."""
-    ready: queue.Queue[LedgerEntry | Batch | BaseException | None] = queue.Queue(maxsize=1)
-    is_stopped = threading.Event()
+    """Run an iterator in a thread, one item ahead of who takes them.
 
-    def put(item: LedgerEntry | Batch | BaseException | None) -> None:
-        while not is_stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
+    The next item is begun when the one before is taken, so that two are in memory, not three.
+    """
+    ready: queue.Queue[LedgerEntry | Batch | BaseException | None] = queue.Queue()
+    wanted = threading.Semaphore(1)
+    is_stopped = False
 
     def work() -> None:
         try:
-            for item in items:
-                put(item)
-                if is_stopped.is_set():
+            while wanted.acquire() and not is_stopped:
+                item = next(items, None)
+                ready.put(item)
+                if item is None:
                     return
-            put(None)
         except BaseException as error:
-            put(error)
+            ready.put(error)
 
-    thread = threading.Thread(target=work, name="loader-reader", daemon=True)
-    thread.start()
+    threading.Thread(target=work, name="loader-reader", daemon=True).start()
     try:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            wanted.release()
             yield item
     finally:
-        is_stopped.set()
+        is_stopped = True
+        wanted.release()
 
 
 def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
@@ -295,7 +292,7 @@ def _finish(store: Store, batch: Batch, found: _Found, attempt: int) -> None:
                 {"batch_id": batch.batch_id},
             )
         if wanted:
-            store.insert_binary(table, columns, [rows], f"{query_id}-{table}")
+            store.insert_binary(table, columns, rows, f"{query_id}-{table}")
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):
         found = _look(store, batch.batch_id)
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):

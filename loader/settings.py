@@ -157,7 +157,7 @@ def _identifier(values: Mapping[str, str], name: str, default: str) -> str:
 
 def _file(values: Mapping[str, str], name: str) -> str | None:
     path = values.get(name)
-    if path is not None and not os.path.isfile(path):
+    if path is not None and not Path(path).is_file():
         raise UsageError(f"{name}={path} is no file: give the path of a PEM file.")
     return path
 

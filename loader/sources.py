@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
@@ -61,7 +62,7 @@ class Source:
         if self.path is None:
             return Stream(sys.stdin.buffer, self.name, settings)
         try:
-            file = open(self.path, "rb")
+            file = Path(self.path).open("rb")  # noqa: SIM115 (the stream closes it)
         except OSError as error:
             raise SourceError(f"{self.path}: cannot be opened: {error.strerror}.") from None
         stream = Stream(file, self.name, settings)
@@ -282,7 +283,7 @@ def find_sources(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
             sources.append(Source("stdin", None, False))
             continue
         try:
-            mode = os.stat(argument).st_mode
+            mode = Path(argument).stat().st_mode
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(f"{argument}: {reason}. Nothing was landed.") from None
@@ -311,11 +312,11 @@ def _walk(folder: str, skipped: list[str]) -> Iterator[Source]:
         for name in sorted(names):
             if not name.endswith(SUFFIXES):
                 continue
-            path = os.path.join(parent, name)
-            if stat.S_ISREG(os.lstat(path).st_mode):
-                yield _file_source(path)
+            path = Path(parent, name)
+            if stat.S_ISREG(path.lstat().st_mode):
+                yield _file_source(str(path))
             else:
-                skipped.append(path)
+                skipped.append(str(path))
 
 
 def _file_source(path: str) -> Source:

@@ -24,12 +24,15 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error as ClientError
 
 from loader.errors import StoreError, StoreLockedError
+from loader.formats import Buffer
 from loader.settings import Settings
 
-__all__ = ["RAW_TABLES", "Buffer", "Store", "open_store", "render_statements"]
+__all__ = ["RAW_TABLES", "Store", "open_store", "render_statements"]
 
 RAW_TABLES = ("raw_traces", "raw_rejects", "raw_batches")
-Buffer = bytes | bytearray | memoryview
+
+# The most that one writev takes.
+_BUFFERS_A_WRITE = 1024
 
 _MACROS = Path(__file__).resolve().parent.parent / "macros"
 
@@ -60,6 +63,7 @@ class Store:
         self.settings = settings
         self.database = settings.database
         self.is_embedded = settings.endpoint is None
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> Store:
         return self
@@ -151,18 +155,29 @@ class Store:
                 ),
             )
             return
-        # The engine reads from a file. This one has no name, so a killed process leaves nothing.
-        with _nameless_file() as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            file.seek(0)
-            names = ", ".join(f"`{name}`" for name in columns)
-            sql = (
-                f"insert into {self.table(table)} ({names}) "
-                f"from infile '/dev/fd/{file.fileno()}' format RowBinary"
-            )
-            self._guarded(f"an insert into {table}", lambda: self._client.command(sql))
+        names = ", ".join(f"`{name}`" for name in columns)
+        sql = (
+            f"insert into {self.table(table)} ({names}) "
+            f"from infile '/dev/fd/{self._hand_over(chunks)}' format RowBinary"
+        )
+        self._guarded(f"an insert into {table}", lambda: self._client.command(sql))
+
+    def _hand_over(self, chunks: Sequence[Buffer]) -> int:
+        """Write chunks to the file from which the embedded engine reads; give its descriptor.
+
+        The file has no name, so that a killed process leaves nothing behind, and it is used again
+        for each insert: fresh pages would cost as much time as the copy.
+        """
+        if self._file is None:
+            self._file = _nameless_file()
+        descriptor = self._file.fileno()
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        written = 0
+        for index in range(0, len(chunks), _BUFFERS_A_WRITE):
+            written += _write_all(descriptor, chunks[index : index + _BUFFERS_A_WRITE])
+        os.ftruncate(descriptor, written)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
 
     def is_running(self, query_id_prefix: str) -> bool:
         """Say whether a server still runs a statement of ours under this name."""
@@ -213,6 +228,8 @@ class Store:
     def close(self) -> None:
         """Close the client, and with it the embedded engine and its lock."""
         self._client.close()
+        if self._file is not None:
+            self._file.close()
 
     def _guarded(self, what: str, action: Callable[[], Any]) -> Any:
         try:
@@ -337,5 +354,16 @@ def _first_line(text: str) -> str:
 
 def _nameless_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("tokenledger-batch", os.MFD_CLOEXEC), "w+b")
+        return os.fdopen(os.memfd_create("tokenledger-batch", os.MFD_CLOEXEC), "w+b")
     return tempfile.TemporaryFile()
+
+
+def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> int:
+    """Write all of the buffers; one call writes at most 2 GiB, and less on a full disk."""
+    total = sum(len(buffer) for buffer in buffers)
+    written = os.writev(descriptor, buffers)
+    if written < total:
+        rest = memoryview(b"".join(buffers))[written:]
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    return total

@@ -64,8 +64,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     progress.clear()
     print(_as_json(summary, settings) if args.json else _as_text(summary, settings))
     if broken:
-        for error in broken[:-1]:
-            print(f"python -m loader: {error}", file=sys.stderr)
+        for earlier in broken[:-1]:
+            print(f"python -m loader: {earlier}", file=sys.stderr)
         raise broken[-1]
     return 1 if summary.rejects else 0
 
