@@ -647,7 +647,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _as_json(summary: DrainSummary) -> str:
-    return json.dumps(dataclasses.asdict(summary))
+    return json.dumps({**vars(summary), "reasons": dict(summary.reasons)})
 
 
 def _as_text(summary: DrainSummary) -> str:
