@@ -5,6 +5,12 @@
         {%- for statement in raw_tables_ddl(target.schema).split(';;') if statement.strip() -%}
             {%- do run_query(statement) -%}
         {%- endfor -%}
-        {%- do run_query(create_transformed_batches()) -%}
+        {%- set transformed_batches = api.Relation.create(
+            database='', schema=target.schema, identifier='transformed_batches', type='table'
+        ) -%}
+        {%- if load_relation(transformed_batches) is none -%}
+            {%- do run_query(create_transformed_batches()) -%}
+            {%- do adapter.cache_added(transformed_batches) -%}
+        {%- endif -%}
     {%- endif -%}
 {%- endmacro -%}

@@ -1,0 +1,17 @@
+"""Run one query on the store that the environment names; a process apart from the test's own.
+
+Standard input is `{"sql": …, "parameters": {…}}`, standard output one JSON object a row.
+"""
+
+import json
+import sys
+
+from loader.settings import Settings
+from loader.store import open_store
+
+if __name__ == "__main__":
+    asked = json.load(sys.stdin)
+    with open_store(Settings.from_environment()) as store:
+        answer = store._client.query(asked["sql"], parameters=asked["parameters"])
+        for row in answer.named_results():
+            print(json.dumps(row, default=str))

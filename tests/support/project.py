@@ -1,0 +1,100 @@
+"""The project as its users run it: loader and dbt as processes, against one store.
+
+A `Project` is a store (an embedded path or a server) with the environment that leads there, a
+dbt profile and target folder of its own, and ways to run the two commands and to ask the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DBT = Path(sys.executable).with_name("dbt")
+STEERING = (
+    "CHDB_PATH",
+    "CLICKHOUSE_ENDPOINT",
+    "CLICKHOUSE_USERNAME",
+    "CLICKHOUSE_PASSWORD",
+    "CLICKHOUSE_DATABASE",
+    "CLICKHOUSE_CLUSTER",
+)
+
+
+class Project:
+    """One store and the commands that work on it.
+
+    Parameters
+    ----------
+    folder
+        A scratch folder of its own; profile, dbt's target and logs go there.
+    variables
+        The environment variables that lead to the store.
+    """
+
+    def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "profiles.example.yml", folder / "profiles.yml")
+        self.env = {name: value for name, value in os.environ.items() if name not in STEERING} | {
+            "DBT_PROFILES_DIR": str(folder),
+            "DBT_TARGET_PATH": str(folder / "target"),
+            "DBT_LOG_PATH": str(folder / "logs"),
+            "DBT_USE_COLORS": "false",
+            **variables,
+        }
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command in the project's root and return its process."""
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=ROOT, env=self.env, text=True, **(pipes | options))
+
+    def start_loader(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start `python -m loader` with these arguments."""
+        return self.start(sys.executable, "-m", "loader", *arguments, **options)
+
+    def start_dbt(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start dbt with these arguments."""
+        return self.start(str(DBT), *arguments, **options)
+
+    def loader(
+        self, *arguments: str, expect: int | None = 0, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python -m loader` to its end; `expect` is its exit code, None for any."""
+        process = self.start_loader(*arguments, stdin=subprocess.PIPE)
+        return self._finish(process, expect, stdin)
+
+    def dbt(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run dbt to its end; `expect` is its exit code, None for any."""
+        return self._finish(self.start_dbt(*arguments), expect, None)
+
+    def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Ask the store, in a process of its own, and return the rows as mappings of JSON values."""
+        asked = self.start(sys.executable, "-m", "tests.support.ask", stdin=subprocess.PIPE)
+        done = self._finish(asked, 0, json.dumps({"sql": sql, "parameters": parameters}))
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def value(self, sql: str, **parameters: Any) -> Any:
+        """Ask for one value."""
+        ((value,),) = (row.values() for row in self.query(sql, **parameters))
+        return value
+
+    @staticmethod
+    def _finish(
+        process: subprocess.Popen[str], expect: int | None, stdin: str | None
+    ) -> subprocess.CompletedProcess[str]:
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=600)
+        except BaseException:
+            process.kill()
+            raise
+        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+        if expect is not None:
+            assert done.returncode == expect, f"exit {done.returncode}\n{stdout}\n{stderr}"
+        return done
