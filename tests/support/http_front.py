@@ -9,9 +9,10 @@ cannot do (users, row policies, clusters, ``system.query_log``) fails with the e
 and what the front leaves out (external data, ``compress=1``) fails with NOT_IMPLEMENTED (48).
 
 Known differences to a server: results are sent when they are complete, ``client_protocol_version``
-is ignored (as on any server that does not know it), ``queryID()`` is the engine's own while
-``X-ClickHouse-Query-Id`` is the client's, ``currentUser()`` is always ``default``, and what
-follows the semicolon of an ``insert … values`` is passed over where a server raises an error.
+is ignored (as on any server that does not know it), ``queryID()`` is the engine's own
+(``system.processes`` and ``kill query`` do go by the client's), ``currentUser()`` is always
+``default``, and what follows the semicolon of an ``insert … values`` is passed over where a server
+raises an error.
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ TOKEN = re.compile(
 )
 DATA_FORMAT = re.compile(rb"\s+(\w+)[ \t\f]*\r?\n?")
 TRAILING_FORMAT = re.compile(rb"\bformat\s+(\w+)\s*;?\s*$", re.IGNORECASE)
+# The engine names its queries itself; the client's name travels with the query as its comment.
+QUERY_ID = b"if(Settings['log_comment'] = '', query_id, Settings['log_comment'])"
+PROCESSES = re.compile(rb"\b(from|join)\s+system\.processes\b", re.IGNORECASE)
+NAMED_PROCESSES = b"\\1 (select * replace (" + QUERY_ID + b" as query_id) from system.processes)"
 INPUT_FUNCTION = re.compile(rb"\binput\s*\(", re.IGNORECASE)
 
 
@@ -187,6 +192,7 @@ class Session:
         parameters: dict[str, str],
         database: str,
         default_format: str,
+        delay: float,
         keep: bool,
     ) -> Answer:
         """Run one statement under settings and a database that hold for it alone.
@@ -195,6 +201,8 @@ class Session:
         ----------
         keep
             Whether the session lives on, so that its own settings must be put back.
+        delay
+            Seconds to be running before anything is done.
 
         Raises
         ------
@@ -210,7 +218,7 @@ class Session:
                 self.connection.query(f"use {quoted_name(database)}")
             if settings:
                 self.connection.query("set " + assignments(settings))
-            return self.execute(statement, word, parameters, default_format)
+            return self.execute(statement, word, parameters, default_format, delay)
         except QueryError:
             raise
         except Exception as error:
@@ -237,13 +245,23 @@ class Session:
         return "set " + ", ".join(present) if found else ""
 
     def execute(
-        self, statement: bytes, word: str, parameters: dict[str, str], default_format: str
+        self,
+        statement: bytes,
+        word: str,
+        parameters: dict[str, str],
+        default_format: str,
+        delay: float,
     ) -> Answer:
         """Run one statement as it stands."""
         carried = split_insert(statement) if word == "insert" else None
         if carried and not (carried[1] == "Values" and parameters):
-            return self.insert(*carried)
+            return self.insert(*carried, delay)
+        time.sleep(delay)
         self.refuse_many(statement)
+        if word == "kill":
+            statement = re.sub(rb"\bquery_id\b", QUERY_ID, statement)
+        elif word in RETURNS_ROWS:
+            statement = PROCESSES.sub(NAMED_PROCESSES, statement)
         started = time.perf_counter_ns()
         result = self.connection.query(statement, default_format, params=parameters)
         body = result.bytes() or b""
@@ -263,13 +281,14 @@ class Session:
             ),
         )
 
-    def insert(self, head: bytes, data_format: str, data: bytes) -> Answer:
+    def insert(self, head: bytes, data_format: str, data: bytes, delay: float) -> Answer:
         """Insert data that came with its statement.
 
         The data never goes into the query text: chDB ends inline data at an empty line.
         """
         started = time.perf_counter_ns()
         if INPUT_FUNCTION.search(head):
+            time.sleep(delay)
             with tempfile.NamedTemporaryFile() as file:
                 file.write(data)
                 file.flush()
@@ -278,6 +297,7 @@ class Session:
             rows, size = result.rows_written(), result.bytes_written()
         else:
             with self.connection.send_insert(head.decode(), data_format) as inserter:
+                time.sleep(delay)
                 inserter.append(data)
                 done = inserter.finish()
             rows, size = done.rows_written, done.bytes_written
@@ -387,12 +407,13 @@ class Fault:
     kind
         ``hang`` (no answer for ``seconds``, then the connection ends), ``drop`` (the connection
         ends without an answer), ``answer`` (``status``, with ``code`` as its ClickHouse code if
-        not zero), ``slow`` (wait ``seconds``, then behave), ``truncate`` (run it, send half of the
+        not zero), ``slow`` (it runs for ``seconds`` more), ``truncate`` (run it, send half of the
         answer), ``restart`` (the process replaces itself without a clean end, on the same path and
         port), ``lose_session`` (forget all sessions, then run it).
     effect
         For hang, drop, answer and restart: ``none`` the statement never runs, ``done`` it ran
-        before, ``late`` it runs ``seconds`` after the client was let go (not for restart).
+        before, ``late`` it goes on running for ``seconds`` after the client was let go, as
+        ``system.processes`` shows of inserts that carry data (not for restart).
     count, skip
         Strike at most ``count`` requests (None: no limit), after passing over ``skip``.
     inserts, contains
@@ -526,8 +547,9 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.front.struck(statement)
         if fault and self.break_off(fault, query, statement):
             return
+        delay = fault.seconds if fault and fault.kind == "slow" else 0.0
         try:
-            answer = self.run(query, statement)
+            answer = self.run(query, statement, delay)
         except QueryError as error:
             self.send_error_answer(error, headers)
             return
@@ -610,8 +632,10 @@ class Handler(BaseHTTPRequestHandler):
             raise QueryError.make(164, "READONLY", text)
         return statement
 
-    def run(self, query: dict[str, str], statement: bytes) -> Answer:
+    def run(self, query: dict[str, str], statement: bytes, delay: float = 0.0) -> Answer:
         """Run a statement under the parameters of its request."""
+        if "query_id" in query:
+            query.setdefault("log_comment", query["query_id"])
         database = query.get("database") or self.headers.get("X-ClickHouse-Database", "")
         chosen = query.get("default_format") or self.headers.get("X-ClickHouse-Format", "")
         own = {name: value for name, value in query.items() if name.startswith("param_")}
@@ -627,25 +651,24 @@ class Handler(BaseHTTPRequestHandler):
             parameters={name.removeprefix("param_"): value for name, value in own.items()},
             database=database,
             default_format=chosen or "TabSeparated",
+            delay=delay,
         )
 
     def break_off(self, fault: Fault, query: dict[str, str], statement: bytes) -> bool:
         """Do what a fault asks; return whether the request has been dealt with."""
-        if fault.kind == "slow":
-            time.sleep(fault.seconds)
-        elif fault.kind == "lose_session":
+        if fault.kind == "lose_session":
             self.server.front.engine.forget_sessions()
         if fault.kind in ("slow", "lose_session", "truncate"):
             return False
 
-        def take_effect() -> None:
+        def take_effect(delay: float = 0.0) -> None:
             with suppress(QueryError):
-                self.run(query, statement)
+                self.run(query, statement, delay)
 
         if fault.effect == "done":
             take_effect()
         elif fault.effect == "late":
-            threading.Timer(fault.seconds, take_effect).start()
+            threading.Thread(target=take_effect, args=(fault.seconds,), daemon=True).start()
         if fault.kind == "restart":
             self.server.front.replace()
         if fault.kind == "answer":

@@ -354,15 +354,37 @@ def test_hang_lasts_until_the_client_gives_up(
     assert rows(client) == []
 
 
-def test_a_late_effect_comes_after_the_error(front: Front, client: Client) -> None:
-    front.misbehave("drop", effect="late", inserts=True, seconds=1)
+def test_a_late_insert_is_seen_running_after_the_error(front: Front, client: Client) -> None:
+    front.misbehave("drop", effect="late", inserts=True, seconds=2)
     with pytest.raises(OperationalError):
-        insert_one(client)
-    assert rows(client) == []
+        client.command("insert into t format CSV", data="1,x", settings={"query_id": "late-one"})
+    running = "select count() from system.processes where query_id = {id:String}"
+    seen = client.query(running, parameters={"id": "late-one"}).result_rows
+    landed = rows(client)
+    assert (seen, landed) == ([(1,)], [])
     until = time.monotonic() + 20
     while not rows(client) and time.monotonic() < until:
         time.sleep(0.1)
     assert len(rows(client)) == 1
+    assert client.query(running, parameters={"id": "late-one"}).result_rows == [(0,)]
+
+
+def test_a_running_query_is_killed_by_the_clients_name(client: Client, connect: Connect) -> None:
+    other = connect()
+    failed: list[DatabaseError] = []
+
+    def run() -> None:
+        try:
+            other.query("select sleep(3) from numbers(60)", settings={"query_id": "long-one"})
+        except DatabaseError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive() and not client.command("kill query where query_id = 'long-one' sync"):
+        time.sleep(0.1)
+    thread.join()
+    assert [error.code for error in failed] == [394]
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
