@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +24,11 @@ from chdb_lock import open_store as open_chdb
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error as ClientError
 
-from loader.errors import StoreError, StoreLockedError
+from loader.errors import StoreError, StoreLockedError, UsageError
 from loader.formats import Buffer
 from loader.settings import Settings
 
-__all__ = ["RAW_TABLES", "Store", "open_store", "render_statements"]
+__all__ = ["RAW_TABLES", "Store", "open_existing_store", "open_store", "render_statements"]
 
 RAW_TABLES = ("raw_traces", "raw_rejects", "raw_batches")
 
@@ -289,6 +290,24 @@ def open_store(settings: Settings, on_wait: Callable[[str], None] | None = None)
             f"cannot open the chDB store {path}: {_first_line(str(error))}. Is it a chDB folder "
             "that this user may write? Else restore it, or set CHDB_PATH to another."
         ) from None
+
+
+def open_existing_store(settings: Settings) -> Store:
+    """Open a store to read from; an embedded one is not made if it is missing.
+
+    Raises
+    ------
+    UsageError
+        If there is no embedded store yet.
+    StoreError
+        As `open_store`.
+    """
+    if settings.endpoint is None and not (settings.chdb_path / "metadata").is_dir():
+        raise UsageError(
+            f"there is no store at {settings.chdb_path} yet: land something first "
+            "(python -m loader FILE), or set CHDB_PATH to where it is."
+        )
+    return open_store(settings, lambda text: print(text, file=sys.stderr))
 
 
 def render_statements(

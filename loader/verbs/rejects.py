@@ -1,0 +1,92 @@
+"""List the lines that were rejected: why, and where they stood.
+
+A line's own text is shown only when asked for, and then its head: it may hold what nobody else is
+to see. It is kept whole in raw_rejects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from loader.errors import UsageError
+from loader.settings import Settings
+from loader.store import Store, open_existing_store
+
+EXAMPLES = """\
+examples:
+  python -m loader rejects                the newest 20
+  python -m loader rejects --limit 1000   more of them
+  python -m loader rejects --show         with the first 200 characters of each line
+  python -m loader rejects --json         one JSON object a line
+"""
+
+_SHOWN_CHARACTERS = 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object a reject")
+    parser.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="list the newest N (default 20)"
+    )
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help=f"print the first {_SHOWN_CHARACTERS} characters of each line too",
+    )
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Print the rejects, newest first."""
+    if args.limit < 1:
+        raise UsageError("--limit is to be a whole number above 0.")
+    with open_existing_store(settings) as store:
+        rejects = list_rejects(store, args.limit, args.show)
+    for reject in rejects:
+        if args.json:
+            print(json.dumps(reject))
+            continue
+        # A path or a line may hold what a terminal would obey: only its letters are printed.
+        source = json.dumps(reject["source"], ensure_ascii=False)[1:-1]
+        print(f"{source}:{reject['line']}: {reject['reason']}: {reject['detail']}")
+        if args.show:
+            print(f"    {json.dumps(reject['head'])}")
+    return 0
+
+
+def list_rejects(store: Store, limit: int, with_head: bool = False) -> list[dict[str, Any]]:
+    """Return the newest rejects, each once.
+
+    Parameters
+    ----------
+    store : Store
+        The store; without raw tables there are none.
+    limit : int
+        The most to return.
+    with_head : bool
+        Whether `head`, the first characters of the line, is there too.
+    """
+    if "raw_rejects" not in store.tables():
+        return []
+    names = ["reason", "source", "line", "byte_offset", "detail", "batch_id", "position"]
+    head = (
+        f", leftUTF8(toValidUTF8(left(raw, {4 * _SHOWN_CHARACTERS:d})), {_SHOWN_CHARACTERS:d}) as head"
+        if with_head
+        else ""
+    )
+    rows = store.query(
+        f"select {', '.join(names)}, toString(landed_at){head}"
+        f" from {store.table('raw_rejects')}"
+        " order by landed_at desc, source, line"
+        " limit 1 by batch_id, position"
+        " limit {limit:UInt64}",
+        {"limit": limit},
+    )
+    names += ["landed_at", "head"] if with_head else ["landed_at"]
+    return [dict(zip(names, map(_text, row), strict=True)) for row in rows]
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
