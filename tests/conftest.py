@@ -23,7 +23,7 @@ def embedded(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Project]:
-    """Give a project on a server: the one the environment names, else a loopback front over chDB."""
+    """Give a project on a server: the one that is named, else a loopback front over chDB."""
     endpoint = os.environ.get("CLICKHOUSE_ENDPOINT")
     database = f"test_{uuid.uuid4().hex}" if endpoint else "llm"
     if not endpoint:

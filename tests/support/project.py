@@ -75,7 +75,7 @@ class Project:
         return self._finish(self.start_dbt(*arguments), expect, None)
 
     def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Ask the store, in a process of its own, and return the rows as mappings of JSON values."""
+        """Ask the store, in a process of its own, and return the rows as mappings."""
         asked = self.start(sys.executable, "-m", "tests.support.ask", stdin=subprocess.PIPE)
         done = self._finish(asked, 0, json.dumps({"sql": sql, "parameters": parameters}))
         return [json.loads(line) for line in done.stdout.splitlines()]
