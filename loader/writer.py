@@ -232,7 +232,7 @@ def _is_plain(value: Any) -> bool:
                 if kind not in _NESTED:
                     return False
                 todo.append(inner)
-                if len(todo) > 10_000_000:  # a structure that holds itself
+                if len(todo) > 200_000:  # perhaps a structure that holds itself: json finds out
                     return False
     return True
 

@@ -1,0 +1,147 @@
+"""The spool's bytes: frames, damage, names, and the look from outside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loader.spool import (
+    HEADER_BYTES,
+    REJECT,
+    Damage,
+    Frame,
+    SpoolError,
+    decode_reject,
+    encode_header,
+    encode_reject,
+    frame_head,
+    open_spool,
+    read_frames,
+    spool_status,
+)
+from loader.writer import Writer, WriterOptions
+
+
+def segment(*payloads: bytes) -> bytes:
+    return encode_header() + b"".join(frame_head(each) + each for each in payloads)
+
+
+def test_what_is_written_is_read() -> None:
+    payloads = [b"{}", b"", "é\n\n".encode(), b"x" * 70_000]
+    assert [bytes(item.payload) for item in read_frames(segment(*payloads))] == payloads
+
+
+def test_a_reject_keeps_its_reason_and_its_bytes() -> None:
+    raw = b'half\n\x00\xff{"'
+    payload = encode_reject("half_record", "5 bytes", raw)
+    (frame,) = read_frames(encode_header() + frame_head(payload, REJECT) + payload)
+    assert isinstance(frame, Frame)
+    assert frame.kind == REJECT
+    assert decode_reject(frame.payload) == ("half_record", "5 bytes", raw)
+
+
+@pytest.mark.parametrize("cut", [1, 15, 16, 17, 40])
+def test_a_torn_tail_is_cut_and_kept(cut: int) -> None:
+    data = segment(b"one", b"two", b"three" * 10)
+    *whole, torn = read_frames(data[:-cut])
+    assert [bytes(item.payload) for item in whole] == [b"one", b"two"]
+    assert isinstance(torn, Damage)
+    assert torn.reason == "torn"
+    assert bytes(torn.payload) == data[torn.offset : -cut]
+
+
+def test_a_corrupt_middle_costs_one_frame() -> None:
+    data = bytearray(segment(b"one", b"twotwotwo", b"three"))
+    data[data.index(b"twotwotwo") + 2] ^= 1
+    one, damage, three = read_frames(bytes(data))
+    assert (bytes(one.payload), bytes(three.payload)) == (b"one", b"three")
+    assert isinstance(damage, Damage)
+    assert damage.reason == "corrupt"
+    assert b"twotwotwo"[4:] in bytes(damage.payload)
+
+
+def test_a_length_that_lies_does_not_swallow_what_follows() -> None:
+    data = bytearray(segment(b"one", b"two", b"three"))
+    head = data.index(b"two") - 8
+    data[head : head + 4] = (10**6).to_bytes(4, "little")
+    one, damage, three = read_frames(bytes(data))
+    assert (bytes(one.payload), bytes(three.payload)) == (b"one", b"three")
+    assert isinstance(damage, Damage)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.binary(max_size=200), max_size=8),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=4),
+    st.integers(0, 10**6),
+)
+def test_no_byte_is_passed_over(
+    payloads: list[bytes], flips: list[tuple[int, int]], cut: int
+) -> None:
+    data = bytearray(segment(*payloads))
+    for place, mask in flips:
+        data[place % len(data)] ^= mask
+    data = data[: len(data) - cut % (len(data) + 1)]
+    end = None
+    for item in read_frames(bytes(data)):
+        if end is None:
+            assert item.offset in (0, HEADER_BYTES)
+        else:
+            assert item.offset == end
+        end = item.offset + len(item.payload) + (16 if isinstance(item, Frame) else 0)
+    assert end in (None, len(data))
+    if end is None:
+        assert len(data) in (0, HEADER_BYTES)
+
+
+def test_a_spool_directory_is_private_and_no_link(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path / "spool", create=True)
+    assert spool.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(spool)
+    with pytest.raises(SpoolError, match="symbolic link"):
+        open_spool(tmp_path / "link", create=True)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(SpoolError, match="everybody"):
+        open_spool(tmp_path / "open", create=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpoolError, match="not a directory"):
+        open_spool(tmp_path / "file", create=True)
+    with pytest.raises(SpoolError, match="no such"):
+        open_spool(tmp_path / "missing", create=False)
+    with pytest.raises(SpoolError, match="cannot make"):
+        open_spool(tmp_path / "missing" / "deeper", create=True)
+
+
+def test_status_tells_depth_and_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = tmp_path / "spool"
+    with Writer(spool, WriterOptions(segment_seconds=60)) as writer:
+        empty = spool_status(spool)
+        assert (empty["records"], empty["oldest_age_seconds"]) == (0, None)
+        writer.write({"id": "a"})
+        writer.write({"id": "b"})
+        live = spool_status(spool)
+        assert (live["records"], live["segments_open"], live["segments_ready"]) == (2, 1, 0)
+    (spool / "notes.txt").write_text("mine")
+    done = spool_status(spool)
+    assert (done["segments_open"], done["segments_ready"], done["foreign"]) == (0, 1, 1)
+    assert done["bytes"] == sum(path.stat().st_size for path in spool.glob("*.ready"))
+    monkeypatch.setattr("loader.spool.time.time_ns", lambda: 0)
+    assert spool_status(spool)["oldest_age_seconds"] == 0, "a clock set back makes no age below 0"
+
+
+def test_status_tells_the_dead_from_the_living(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    writer = Writer(spool, WriterOptions(segment_seconds=60))
+    pid = os.fork()
+    if pid == 0:
+        writer.write({"id": "child"})
+        os._exit(0)
+    os.waitpid(pid, 0)
+    status = spool_status(spool)
+    writer.close()
+    assert (status["segments_stale"], status["segments_open"]) == (1, 0)

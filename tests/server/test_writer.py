@@ -1,0 +1,573 @@
+"""The writer: what becomes of a trace, the fsync policies, the limits, forks and threads."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import decimal
+import enum
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+import types
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loader import writer as writer_module
+from loader.errors import UsageError
+from loader.spool import (
+    RecordTooLarge,
+    SpoolClosed,
+    SpoolError,
+    SpoolFull,
+    read_frames,
+    spool_status,
+)
+from loader.writer import Writer, WriterOptions, encode_trace
+from tests.support.project import ROOT
+
+CREATED = {"created_at": "2026-10-05T12:00:00Z"}
+
+
+def records(spool: Path) -> list[Any]:
+    """Read all records of a spool, in the order of the files' names."""
+    return [
+        json.loads(bytes(frame.payload))
+        for path in sorted(spool.iterdir())
+        for frame in read_frames(path.read_bytes())
+    ]
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 (what servers have)
+    STEP = "agent_step"
+
+
+@dataclasses.dataclass
+class Billing:
+    plan_type: str
+    cost_source: str | None = None
+
+
+@dataclasses.dataclass
+class Trace:
+    id: str
+    billing_context: Billing
+    request_json: dict[str, Any]
+    created_at: datetime.datetime
+
+
+class Odd:
+    def __str__(self) -> str:
+        return "odd one"
+
+
+PAYLOADS: list[Any] = [
+    {"a": [1, 2.5, True, None, "é"], "b": {"c": {}}},
+    {"when": datetime.datetime(2026, 1, 2, 3, 4, 5)},
+    {"day": datetime.date(2026, 1, 2), "id": uuid.UUID(int=7), "cost": decimal.Decimal("1.10")},
+    {"bytes": b"\x00ab", "set": {1}, "colour": Colour.RED, "kind": Kind.STEP, "odd": Odd()},
+    {"tuple": (1, (2,)), "ordered": OrderedDict(a=1), "model": Billing("pro")},
+    {1: "int", 2.5: "float", True: "bool", None: "none"},
+    {"big": 2**80, "path": Path("/a"), "deep": [[{"x": Odd()}]]},
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_values_become_what_json_dumps_with_default_str_makes(payload: Any) -> None:
+    found = json.loads(encode_trace({"request_json": payload} | CREATED))
+    assert found["request_json"] == json.loads(json.dumps(payload, default=str))
+
+
+def test_keys_and_surrogates_that_json_cannot_hold() -> None:
+    found = json.loads(encode_trace({"request_json": {(1, 2): "\ud800"}} | CREATED))
+    assert found["request_json"] == {"(1, 2)": "\ud800"}
+
+
+def test_what_holds_itself_is_refused_by_name() -> None:
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    with pytest.raises(SpoolError, match="cannot be written as JSON"):
+        encode_trace({"request_json": circle})
+    with pytest.raises(SpoolError, match="no fields"):
+        encode_trace(42)
+
+
+def test_objects_are_taken_by_their_fields() -> None:
+    created = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    want = {
+        "id": "x",
+        "billing_context": {"plan_type": "pro", "cost_source": None},
+        "request_json": {"n": 1},
+        "created_at": created.isoformat(),
+    }
+    trace = Trace("x", Billing("pro"), {"n": 1}, created)
+    assert json.loads(encode_trace(trace)) == want
+    assert json.loads(encode_trace(types.SimpleNamespace(**vars(trace)))) == want
+    assert json.loads(encode_trace(types.MappingProxyType(vars(trace)))) == want
+
+    class Model:
+        def model_dump(self) -> dict[str, Any]:
+            return vars(trace)
+
+    assert json.loads(encode_trace(Model())) == want
+
+
+def test_records_in_bytes_stay_as_they_are_and_times_are_added(tmp_path: Path) -> None:
+    assert encode_trace(b'{"a": 1.0,\n"b":1}') == b'{"a": 1.0,\n"b":1}'
+    found = json.loads(encode_trace({"id": "x"}))
+    stamp = datetime.datetime.fromisoformat(found["created_at"])
+    assert abs(stamp - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=5)
+
+
+def test_the_callers_trace_is_not_changed() -> None:
+    trace = {"id": "x", "billing_context": Billing("pro")}
+    encode_trace(trace)
+    assert trace == {"id": "x", "billing_context": Billing("pro")}
+
+
+@pytest.mark.parametrize("policy", ["never", "interval", "each"])
+def test_threads_and_tasks_store_each_trace_once(tmp_path: Path, policy: str) -> None:
+    spool = tmp_path / "spool"
+    writer = Writer(spool, WriterOptions(fsync=policy, segment_records=70))
+
+    def write(thread: int) -> None:
+        for number in range(50):
+            writer.write({"id": f"t{thread}-{number}"})
+
+    threads = [threading.Thread(target=write, args=(each,)) for each in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+
+    async def storm() -> None:
+        await asyncio.gather(*(writer.write_async({"id": f"a-{each}"}) for each in range(200)))
+
+    asyncio.run(storm())
+    asyncio.run(storm_named(writer, "b"))
+    writer.close()
+    ids = [each["id"] for each in records(spool)]
+    want = {f"t{thread}-{number}" for thread in range(4) for number in range(50)}
+    want |= {f"{name}-{number}" for name in "ab" for number in range(200)}
+    assert len(ids) == len(want)
+    assert set(ids) == want
+    for thread in range(4):
+        own = [each for each in ids if each.startswith(f"t{thread}-")]
+        assert own == [f"t{thread}-{number}" for number in range(50)], "a caller's order is kept"
+    assert writer.stats().written == len(want)
+    assert not list(spool.glob("*.open"))
+
+
+async def storm_named(writer: Writer, name: str) -> None:
+    await asyncio.gather(*(writer.write_async({"id": f"{name}-{each}"}) for each in range(200)))
+
+
+def test_each_returns_after_the_sync_and_shares_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real = writer_module._fdatasync
+
+    def slow(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        time.sleep(0.02)
+        real(descriptor)
+        synced.append(size)
+
+    monkeypatch.setattr(writer_module, "_fdatasync", slow)
+    writer = Writer(tmp_path / "spool", WriterOptions(fsync="each", segment_seconds=60))
+    writer.write({"id": "first"})
+    (path,) = (tmp_path / "spool").iterdir()
+    assert synced == [path.stat().st_size]
+
+    async def storm() -> None:
+        await asyncio.gather(*(writer.write_async({"id": str(each)}) for each in range(100)))
+        assert synced[-1] == path.stat().st_size
+
+    asyncio.run(storm())
+    threads = [threading.Thread(target=writer.write, args=({"id": "t"},)) for _ in range(20)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert synced[-1] == path.stat().st_size
+    assert len(synced) < 30, "121 writes share their syncs"
+    writer.close()
+
+
+def test_interval_syncs_within_its_window_and_never_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = threading.Event()
+    monkeypatch.setattr(writer_module, "_fdatasync", lambda descriptor: synced.set())
+    options = WriterOptions(fsync="interval", fsync_interval_ms=20, segment_seconds=60)
+    writer = Writer(tmp_path / "spool", options)
+    writer.write({"id": "x"})
+    assert synced.wait(10)
+    writer.close()
+    synced.clear()
+    with Writer(tmp_path / "spool", WriterOptions(fsync="never", segment_seconds=0.01)) as writer:
+        writer.write({"id": "x"})
+    assert not synced.is_set()
+
+
+def test_a_failed_sync_raises_for_each_and_the_next_segment_is_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    writer = Writer(tmp_path / "spool", WriterOptions(fsync="each", segment_seconds=60))
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module, "_fdatasync", broken)
+        with pytest.raises(SpoolError, match="fsync failed"):
+            writer.write({"id": "x"})
+        with pytest.raises(SpoolError, match="fsync failed"):
+            asyncio.run(writer.write_async({"id": "y"}))
+    writer.write({"id": "z"})
+    writer.close()
+    assert writer.stats().fsync_failures == 2
+    assert "z" in [each["id"] for each in records(tmp_path / "spool")]
+
+
+def test_segments_are_finished_by_age_records_and_bytes(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    with Writer(spool, WriterOptions(segment_seconds=0.05)) as writer:
+        writer.write({"id": "x"})
+        deadline = time.monotonic() + 10
+        while not list(spool.glob("*.ready")):
+            assert time.monotonic() < deadline, "an idle writer's segment is finished too"
+            time.sleep(0.01)
+    with Writer(tmp_path / "b", WriterOptions(segment_seconds=60, segment_records=2)) as writer:
+        for _ in range(4):
+            writer.write({"id": "x"})
+        assert len(list((tmp_path / "b").glob("*.ready"))) == 2
+    with Writer(tmp_path / "c", WriterOptions(segment_seconds=60, segment_bytes=500)) as writer:
+        writer.write({"id": "x" * 600})
+        assert len(list((tmp_path / "c").glob("*.ready"))) == 1
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    with Writer(tmp_path / "spool") as writer:
+        writer.write({"id": "x"})
+        (path,) = (tmp_path / "spool").iterdir()
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_spool_refuses_and_counts(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    limit = 20_000
+    writer = Writer(spool, WriterOptions(max_spool_bytes=limit, on_full="refuse"))
+    with pytest.raises(SpoolFull, match="drainer"):
+        for _ in range(100):
+            writer.write({"id": "x" * 1000})
+    with pytest.raises(SpoolFull):
+        asyncio.run(writer.write_async({"id": "x" * 1000}))
+    stats = writer.stats()
+    assert stats.refused == 2
+    assert 0 < stats.written < 20
+    assert spool_status(spool)["bytes"] <= limit  # type: ignore[operator]
+    writer.close()
+    for path in spool.iterdir():
+        path.unlink()
+    writer = Writer(spool, WriterOptions(max_spool_bytes=limit, on_full="refuse"))
+    writer.write({"id": "room again"})
+    writer.close()
+
+
+def test_block_waits_for_room_and_then_refuses(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    options = WriterOptions(max_spool_bytes=5_000, on_full="block", block_seconds=0.1)
+    writer = Writer(spool, options)
+    writer.write({"id": "x" * 4000})
+    with pytest.raises(SpoolFull):
+        writer.write({"id": "x" * 4000})
+    writer.flush()
+    writer.options = dataclasses.replace(options, block_seconds=30)
+    done: list[str] = []
+
+    def write() -> None:
+        writer.write({"id": "x" * 4000})
+        done.append("sync")
+
+    async def write_async() -> None:
+        async def tick() -> None:
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+            for path in spool.glob("*.ready"):
+                path.unlink()
+
+        await asyncio.gather(writer.write_async({"id": "y" * 4000}), tick())
+        done.append("async")
+
+    asyncio.run(write_async())
+    thread = threading.Thread(target=write)
+    thread.start()
+    time.sleep(0.05)
+    writer.flush()
+    for path in spool.glob("*.ready"):
+        path.unlink()
+    thread.join(30)
+    writer.close()
+    assert done == ["async", "sync"]
+    assert writer.stats().waited == 3
+
+
+def test_memory_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, inside = threading.Event(), threading.Event()
+    real = writer_module._write_all
+
+    def stuck(segment: Any, head: bytes, payload: bytes) -> None:
+        if payload:
+            inside.set()
+            gate.wait(30)
+        real(segment, head, payload)
+
+    writer = Writer(tmp_path / "spool", WriterOptions(max_memory_bytes=1000, on_full="refuse"))
+    writer._in_flight = 1000
+    with pytest.raises(SpoolFull, match="in memory"):
+        writer.write({"id": "x"})
+    writer._in_flight = 0
+    monkeypatch.setattr(writer_module, "_write_all", stuck)
+    thread = threading.Thread(target=writer.write, args=({"id": "x" * 2000},))
+    thread.start()
+    assert inside.wait(30)
+    assert writer._in_flight > 2000
+    gate.set()
+    thread.join()
+    assert writer._in_flight == 0
+    writer.close()
+
+
+def test_a_record_too_large_is_refused(tmp_path: Path) -> None:
+    with Writer(tmp_path / "spool", WriterOptions(max_record_bytes=100)) as writer:
+        with pytest.raises(RecordTooLarge, match="100"):
+            writer.write(b"x" * 101)
+        assert writer.stats().failed == 1
+
+
+def test_a_closed_writer_says_so(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "spool")
+    writer.close()
+    writer.close()
+    with pytest.raises(SpoolClosed):
+        writer.write({"id": "x"})
+
+
+def test_a_forked_child_writes_a_stream_of_its_own(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    writer = Writer(spool, WriterOptions(segment_seconds=60, fsync="each"))
+    stop = threading.Event()
+
+    def background() -> None:
+        while not stop.is_set():
+            writer.write({"id": "background"})
+
+    thread = threading.Thread(target=background)
+    thread.start()
+    children = []
+    for number in range(6):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for each in range(5):
+                    writer.write({"id": f"child-{number}-{each}"})
+                writer.close()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    stop.set()
+    thread.join()
+    writer.write({"id": "parent"})
+    writer.close()
+    assert codes == [0] * 6
+    ids = [each["id"] for each in records(spool)]
+    assert sorted(each for each in ids if each.startswith("child")) == sorted(
+        f"child-{number}-{each}" for number in range(6) for each in range(5)
+    )
+    assert ids.count("background") == writer.stats().written - 1
+    assert ids.count("parent") == 1
+
+
+def test_the_parents_segment_is_not_kept_alive_by_a_child(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from loader.writer import Writer, WriterOptions\n"
+        "writer = Writer(sys.argv[1], WriterOptions(segment_seconds=60))\n"
+        "writer.write({'id': 'parent'})\n"
+        "if os.fork() == 0:\n"
+        "    os.close(1)\n"
+        "    sys.stdin.read()\n"
+        "    os._exit(0)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    spool = tmp_path / "spool"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(spool)], cwd=ROOT, stdin=subprocess.PIPE
+    )
+    try:
+        assert process.wait(30) == -9
+        assert spool_status(spool)["segments_stale"] == 1
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_process_exit_finishes_the_segment(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from loader.writer import Writer, WriterOptions\n"
+        "writer = Writer(sys.argv[1], WriterOptions(segment_seconds=60))\n"
+        "writer.write({'id': 'x'})\n"
+    )
+    spool = tmp_path / "spool"
+    subprocess.run([sys.executable, "-c", script, str(spool)], cwd=ROOT, check=True)
+    assert spool_status(spool)["segments_ready"] == 1
+
+
+def test_four_processes_share_a_spool(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    command = [sys.executable, "-m", "tests.server.traffic", str(spool), "--count", "50"]
+    processes = [
+        subprocess.Popen([*command, "--name", str(each)], cwd=ROOT, stdout=subprocess.PIPE)
+        for each in range(4)
+    ]
+    acknowledged = b"".join(each.communicate(timeout=60)[0] for each in processes).split()
+    assert len(acknowledged) == 4 * 4 * 50
+    assert sorted(each["id"] for each in records(spool)) == sorted(
+        f"provider_trace-{each.decode()}" for each in acknowledged
+    )
+
+
+def test_a_clock_set_back_changes_neither_order_nor_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    writer = Writer(spool, WriterOptions(segment_records=1, segment_seconds=60))
+    now = time.time_ns()
+    for number in range(20):
+        monkeypatch.setattr("loader.spool.time.time_ns", lambda at=now - number * 10**12: at)
+        writer.write({"id": number})
+    writer.close()
+    assert len(list(spool.glob("*.ready"))) == 20
+    assert [each["id"] for each in records(spool)] == list(range(20))
+
+
+def test_a_read_only_spool_is_an_error_and_recovers(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere: the next test covers it by another error")
+    spool = tmp_path / "spool"
+    writer = Writer(spool)
+    spool.chmod(0o500)
+    with pytest.raises(SpoolError, match="may write"):
+        writer.write({"id": "x"})
+    with pytest.raises(SpoolError, match="may not be written"):
+        Writer(spool)
+    spool.chmod(0o700)
+    writer.write({"id": "y"})
+    writer.close()
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.ENOENT])
+def test_an_unusable_spool_is_an_error_and_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    writer = Writer(tmp_path / "spool")
+    real = os.open
+
+    def refused(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(error, os.strerror(error))
+        return real(path, flags, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module.os, "open", refused)
+        with pytest.raises(SpoolError, match=os.strerror(error)):
+            writer.write({"id": "x"})
+    writer.write({"id": "y"})
+    writer.close()
+    assert writer.stats().failed == 1
+    assert [each["id"] for each in records(tmp_path / "spool")] == ["y"]
+
+
+def test_a_full_disk_refuses_whole_records_and_recovers(tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True
+    )
+    if made.returncode != 0:
+        pytest.skip("a small file system can be mounted by root only")
+    try:
+        spool = mount / "spool"
+        writer = Writer(spool, WriterOptions(on_full="refuse", segment_seconds=60))
+        stored = []
+        with pytest.raises(SpoolFull, match="space"):
+            for number in range(1000):
+                writer.write({"id": number, "text": "x" * 3000})
+                stored.append(number)
+        with pytest.raises(SpoolFull):
+            writer.write({"id": 0, "text": "x" * 9000})
+        assert [each["id"] for each in records(spool)] == stored, "nothing torn, nothing lost"
+        writer.flush()
+        for path in spool.glob("*.ready"):
+            path.unlink()
+        writer.write({"id": "again", "text": "x" * 3000})
+        writer.close()
+        assert [each["id"] for each in records(spool)] == ["again"]
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_a_file_that_may_not_grow_is_cut_back_and_followed_by_another(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    writer = Writer(spool, WriterOptions(on_full="refuse", segment_seconds=60))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old[1]))
+    try:
+        for number in range(5):
+            writer.write({"id": number, "text": "x" * 4000})
+        with pytest.raises(SpoolFull):
+            writer.write({"id": 5, "text": "x" * 20_000})
+        writer.write({"id": 6, "text": "x" * 4000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    writer.close()
+    assert [each["id"] for each in records(spool)] == [0, 1, 2, 3, 4, 6]
+
+
+def test_options_come_from_the_environment() -> None:
+    found = WriterOptions.from_environment(
+        {
+            "TOKENLEDGER_SPOOL_FSYNC": "each",
+            "TOKENLEDGER_SPOOL_SEGMENT_SECONDS": "0.5",
+            "TOKENLEDGER_SPOOL_MAX_SPOOL_BYTES": "1000",
+        }
+    )
+    assert (found.fsync, found.segment_seconds, found.max_spool_bytes) == ("each", 0.5, 1000)
+    for name, value in [
+        ("FSYNC", "sometimes"),
+        ("ON_FULL", "drop"),
+        ("SEGMENT_BYTES", "many"),
+        ("SEGMENT_BYTES", "0"),
+        ("MAX_RECORD_BYTES", str(10**10)),
+    ]:
+        with pytest.raises(UsageError, match=r"(?i)" + name):
+            WriterOptions.from_environment({f"TOKENLEDGER_SPOOL_{name}": value})
