@@ -137,8 +137,11 @@ def split_insert(statement: bytes) -> tuple[bytes, str, bytes] | None:
     tuple or None
         None when the statement has no data of its own (``insert … select`` from a table).
     """
-    selects = False
+    selects, depth = False, 0
     for word, end in words(statement):
+        depth += {"(": 1, ")": -1}.get(word, 0)
+        if depth:  # a column may be called format or values
+            continue
         if word == "values" and not selects:
             return statement[: end - len(word)], "Values", statement[end:]
         if word in ("select", "with"):
@@ -577,12 +580,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.read_exactly(int(self.headers.get("Content-Length") or 0))
         parts = []
-        while size := int(self.rfile.readline().split(b";")[0] or b"x", 16):
+        while size := int(self.read_line().split(b";")[0], 16):
             parts.append(self.read_exactly(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
+            self.read_line()
+        while self.read_line().strip():
             pass
         return b"".join(parts)
+
+    def read_line(self) -> bytes:
+        line = self.rfile.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionError("the client closed the connection in the middle of a body")
+        return line
 
     def read_exactly(self, size: int) -> bytes:
         data = self.rfile.read(size)

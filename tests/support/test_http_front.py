@@ -166,6 +166,8 @@ def test_insert_with_values_select_and_input(client: Client) -> None:
 def test_split_insert_finds_the_data_and_nothing_else() -> None:
     head = b"/* format X */ insert into t (`format`, s) settings a = 'values' "
     assert split_insert(head + b"format CSV\n1,x\n") == (head, "CSV", b"1,x\n")
+    head = b"insert into t (format, values) "
+    assert split_insert(head + b"values (1, 2)") == (head, "Values", b" (1, 2)")
     assert split_insert(b"insert into t select 1 format Null") is None
     assert split_insert(b"insert into t select * from values('a Int8', 1)") is None
 
@@ -268,6 +270,20 @@ def test_get_reads_only_and_joins_query_and_body(front: Front, client: Client) -
     assert rows(client) == [(1, "x")]
     assert ask(front, "compress=1", b"select 1")[0] == 501
     assert urllib.request.urlopen(front.endpoint + "/ping").read() == b"Ok.\n"
+
+
+def test_half_a_body_is_never_run(front: Front, client: Client) -> None:
+    head = f"POST /?database=llm&user={front.user}&password=se%27cret HTTP/1.1\r\nHost: x\r\n"
+    statement = "insert into t format CSV\n1,x\n"
+    for cut in (
+        f"Transfer-Encoding: chunked\r\n\r\n{len(statement):x}\r\n{statement}\r\n",
+        f"Content-Length: {len(statement) + 4}\r\n\r\n{statement}",
+    ):
+        with socket.create_connection((front.host, front.port), timeout=20) as connection:
+            connection.sendall((head + cut).encode())
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+    assert rows(client) == []
 
 
 def test_wrong_credentials_give_516(front: Front) -> None:
