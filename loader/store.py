@@ -7,6 +7,7 @@ format a value into SQL: values are bound, names are checked identifiers.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -150,7 +151,9 @@ class Store:
                 lambda: self._client.raw_insert(
                     self.table(table),
                     column_names=list(columns),
-                    insert_block=b"".join(chunks),
+                    # A file, not bytes: the client sends bytes a second time, unasked, when the
+                    # connection closes before the answer, and the rows would land twice.
+                    insert_block=io.BytesIO(b"".join(chunks)),
                     settings=settings,
                     fmt="RowBinary",
                 ),
