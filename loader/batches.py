@@ -217,6 +217,11 @@ def cut_stream(
             size = len(line) + 1
             if cutter.size + size > settings.batch_bytes and cutter.lines:
                 yield cutter.take()
+            if len(line) > keep_bytes:
+                if cutter.lines:
+                    yield cutter.take()
+                yield cutter.take_giant([line, b"\n"], None)
+                continue
             cutter.add(line)
             if cutter.filled >= settings.batch_lines:
                 yield cutter.take()
@@ -227,6 +232,8 @@ def cut_stream(
             # Whatever the rest of this line is, it does not fit: free the memory.
             yield cutter.take()
         if pieces_bytes > keep_bytes:
+            if cutter.lines:
+                yield cutter.take()
             try:
                 cut = cutter.take_giant(pieces, stream)
             except SourceError as error:
@@ -293,23 +300,29 @@ class _Cutter:
         self._clear()
         return cut
 
-    def take_giant(self, pieces: list[bytes], stream: Stream) -> Cut:
-        """Read a line to its end without keeping it, and give it as a batch of its own."""
+    def take_giant(self, pieces: list[bytes], stream: Stream | None) -> Cut:
+        """Give a line that is too long to be kept as a batch of its own.
+
+        The line is what the pieces hold, and what a stream still has of it, which is not kept.
+        """
         batch_hash = new_hash(self.source, self.start)
         line_hash = hashlib.sha256()
-        length = 0
         head = b"".join(pieces)[:KEPT_HEAD_BYTES]
-        for piece in pieces:
-            batch_hash.update(piece)
-            line_hash.update(piece)
-            length += len(piece)
+        length = 0
         is_terminated = False
-        while not is_terminated and (chunk := stream.read_line_part()):
-            is_terminated = chunk.endswith(b"\n")
-            batch_hash.update(chunk)
-            part = chunk[:-1] if is_terminated else chunk
+
+        def take_in(piece: bytes) -> None:
+            nonlocal length, is_terminated
+            batch_hash.update(piece)
+            is_terminated = piece.endswith(b"\n")
+            part = piece[:-1] if is_terminated else piece
             line_hash.update(part)
             length += len(part)
+
+        for piece in pieces:
+            take_in(piece)
+        while stream is not None and not is_terminated and (piece := stream.read_line_part()):
+            take_in(piece)
         end = self.start + length + is_terminated
         cut = Cut(
             batch_id_of(batch_hash),

@@ -71,11 +71,8 @@ def list_rejects(store: Store, limit: int, with_head: bool = False) -> list[dict
     if "raw_rejects" not in store.tables():
         return []
     names = ["reason", "source", "line", "byte_offset", "detail", "batch_id", "position"]
-    head = (
-        f", leftUTF8(toValidUTF8(left(raw, {4 * _SHOWN_CHARACTERS:d})), {_SHOWN_CHARACTERS:d}) as head"
-        if with_head
-        else ""
-    )
+    text = f"toValidUTF8(left(raw, {4 * _SHOWN_CHARACTERS}))"
+    head = f", leftUTF8({text}, {_SHOWN_CHARACTERS}) as head" if with_head else ""
     rows = store.query(
         f"select {', '.join(names)}, toString(landed_at){head}"
         f" from {store.table('raw_rejects')}"
