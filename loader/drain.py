@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import random
 import signal
@@ -472,7 +473,7 @@ class Drainer:
         from loader.landing import land_batch
 
         store = self._open_store()
-        is_new = land_batch(store, batch)
+        is_new = land_batch(store, batch, self._sleep)
         segments = claim.segments
         self._remove(claim)
         summary = self.summary
@@ -490,6 +491,10 @@ class Drainer:
         if store.is_embedded and time.monotonic() - self._opened_at > _HOLD_SECONDS:
             self._close_store()
             self._stop.wait(_LEAVE_SECONDS)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait between tries; after SIGTERM no longer, so that they are soon over."""
+        self._stop.wait(seconds)
 
     def _encode(self, claim: _Claim) -> Batch:
         """Read a batch's segments and encode the rows; the same bytes give the same batch."""
@@ -639,6 +644,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     def on_signal(number: int, frame: Any) -> None:
         drainer.stop()
 
+    # The driver would tell of each failure in words of its own, before ours.
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     summary = drainer.run()

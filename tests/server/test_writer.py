@@ -81,7 +81,7 @@ PAYLOADS: list[Any] = [
     {"day": datetime.date(2026, 1, 2), "id": uuid.UUID(int=7), "cost": decimal.Decimal("1.10")},
     {"bytes": b"\x00ab", "set": {1}, "colour": Colour.RED, "kind": Kind.STEP, "odd": Odd()},
     {"tuple": (1, (2,)), "ordered": OrderedDict(a=1), "model": Billing("pro")},
-    {1: "int", 2.5: "float", True: "bool", None: "none"},
+    {7: "int", 2.5: "float", True: "bool", None: "none"},
     {"big": 2**80, "path": Path("/a"), "deep": [[{"x": Odd()}]]},
 ]
 
