@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from loader import __version__
@@ -30,13 +32,14 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 _USAGE = "python -m loader"
+_INTERNAL_ERROR = 70
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0: done. 1: done, and some records were rejected. 2: an argument, a setting or a source is
-    wrong. 3: the store is unreachable or locked.
+    wrong. 3: the store is unreachable or locked. 70: an error of ours. 130: interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["-h"], ["--help"]) or (not given and sys.stdin.isatty()):
@@ -55,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    # The client warns about what it then raises: it is said once, by us.
+    logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
     try:
         return int(module.run(parser.parse_args(given), Settings.from_environment()))
     except LoaderError as error:
@@ -67,6 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        # Ours to mend. Its message is left out: it may quote what was being landed.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        print(
+            f"{_USAGE}: internal error {type(error).__name__} at {frame.filename}:{frame.lineno}. "
+            "Please report it; set TOKENLEDGER_DEBUG=1 to see where it comes from.",
+            file=sys.stderr,
+        )
+        if os.environ.get("TOKENLEDGER_DEBUG"):
+            traceback.print_exc()
+        return _INTERNAL_ERROR
 
 
 def _overview() -> str:

@@ -90,7 +90,7 @@ def _as_text(summary: Summary, settings: Settings) -> str:
 def _as_json(summary: Summary, settings: Settings) -> str:
     return json.dumps(
         {
-            **dataclasses.asdict(summary),
+            **vars(summary),
             "database": settings.database,
             "store": settings.store_name,
         }

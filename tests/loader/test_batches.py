@@ -1,0 +1,240 @@
+"""Cutting, naming and following batches, without a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import loader.batches
+from loader.batches import Batch, Cut, LedgerEntry, cut_stream, encode_batch, follow_chain
+from loader.formats import Framer
+from loader.settings import Settings
+from loader.sources import Source, Stream
+
+FRAMER = Framer.from_file()
+SMALL = Settings(batch_lines=3, batch_bytes=200, max_record_bytes=100)
+LINE = b'{"request_json":1}'
+
+
+def cut(data: bytes, settings: Settings = SMALL) -> list[Cut]:
+    return list(cut_stream(Stream(io.BytesIO(data), "s", settings), "s", settings))
+
+
+def encode(data: bytes, settings: Settings = SMALL) -> list[Batch]:
+    return [encode_batch(one, FRAMER, settings) for one in cut(data, settings)]
+
+
+def ledger(batches: list[Batch]) -> list[LedgerEntry]:
+    return [LedgerEntry(b.batch_id, b.start, b.end, b.rows, b.rejects) for b in batches]
+
+
+class File:
+    """A file that is landed again and again, with the ledger that this leaves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.source = Source(str(path), str(path), True)
+        self.entries: list[LedgerEntry] = []
+
+    def land(self, data: bytes, settings: Settings = SMALL) -> list[Batch]:
+        """Write the file's bytes and return the batches that are new."""
+        self.path.write_bytes(data)
+        chain = follow_chain(self.source, self.entries, settings)
+        try:
+            cuts = list(cut_stream(chain.stream, self.source.name, settings, chain.line))
+        finally:
+            chain.stream.close()
+        new = [encode_batch(one, FRAMER, settings) for one in cuts]
+        self.entries += ledger(new)
+        return new
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path / "a.ndjson")
+
+
+def test_a_batch_ends_at_so_many_lines_blank_ones_not_counted() -> None:
+    cuts = cut(b"a\n\n \nb\nc\nd\n\n\n")
+    assert [(c.start, c.end, c.first_line, c.lines) for c in cuts] == [
+        (0, 9, 1, [b"a", b"", b" ", b"b", b"c"]),
+        (9, 13, 6, [b"d", b"", b""]),
+    ]
+
+
+def test_a_batch_ends_before_the_line_that_does_not_fit() -> None:
+    cuts = cut(b"a" * 99 + b"\n" + b"b" * 99 + b"\n" + b"c\n")
+    assert [(c.start, c.end) for c in cuts] == [(0, 200), (200, 202)]
+
+
+def test_the_last_line_without_a_newline_is_a_batch_of_its_own() -> None:
+    cuts = cut(b"a\nb")
+    assert [(c.lines, c.is_terminated) for c in cuts] == [([b"a"], True), ([b"b"], False)]
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\n \r\n\t\n", b"  "])
+def test_nothing_but_space_is_no_batch(data: bytes) -> None:
+    assert cut(data) == []
+
+
+def test_ids_hash_source_offset_and_bytes() -> None:
+    (one,) = cut(b"a\r\n\nb\n")
+    wanted = hashlib.sha256(b"s\0" + bytes(8) + b"a\r\n\nb\n").hexdigest()[:32]
+    assert one.batch_id == wanted
+    same, other_place = cut(b"a\nb\nc\na\nb\nc\n")
+    assert same.lines == other_place.lines
+    assert same.batch_id != other_place.batch_id
+
+
+@given(st.binary(max_size=400), st.integers(1, 50))
+def test_the_cut_covers_all_bytes_and_does_not_depend_on_reads(data: bytes, size: int) -> None:
+    data = data.replace(b"\x1f", b"\n").replace(b"\x28\xb5", b"\n\n")
+    whole = cut(data)
+    stream = Stream(io.BytesIO(data), "s", SMALL)
+    full_read = stream.read
+    stream.read = lambda count=size: full_read(min(count, size))  # type: ignore[method-assign]
+    assert list(cut_stream(stream, "s", SMALL)) == whole
+    position = 0
+    for one in whole:
+        assert not data[position : one.start].strip()
+        text = b"\n".join(one.lines) + b"\n" * one.is_terminated
+        assert data[one.start : one.end] == text
+        assert one.first_line == 1 + data[: one.start].count(b"\n")
+        position = one.end
+    assert not data[position:].strip()
+
+
+@given(st.lists(st.sampled_from([LINE, b"", b" ", b"x", b"[]", b"\xff", b"{}", b"y" * 150])))
+def test_lines_are_rows_and_rejects(lines: list[bytes]) -> None:
+    batches = encode(b"".join(line + b"\n" for line in lines))
+    wanted = [line for line in lines if line.strip()]
+    assert sum(b.lines for b in batches) == len(wanted)
+    assert sum(b.rows for b in batches) == wanted.count(LINE)
+    assert all(b.lines == b.rows + b.rejects for b in batches)
+
+
+def test_a_torn_last_line_is_rejected_as_unfinished() -> None:
+    whole, torn = encode(LINE + b"\n" + LINE[:9])
+    assert (whole.rows, whole.reasons) == (1, {})
+    assert (torn.rows, torn.reasons) == (0, {"unfinished": 1})
+
+
+def test_a_whole_last_line_without_newline_is_a_row() -> None:
+    assert [b.rows for b in encode(LINE + b"\n" + LINE)] == [1, 1]
+
+
+def test_a_record_above_the_limit_is_rejected_and_kept() -> None:
+    long = b'{"request_json":"' + b"a" * 100 + b'"}'
+    (batch,) = encode(long + b"\n")
+    assert batch.reasons == {"too_large": 1}
+    assert long in b"".join(batch.rejected)
+    exact = b'{"request_json":"' + b"a" * (100 - 19) + b'"}'
+    assert len(exact) == 100
+    assert encode(exact + b"\n")[0].rows == 1
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_of_a_giant_line_head_length_and_hash_are_kept(
+    monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    monkeypatch.setattr(loader.batches, "KEPT_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(loader.batches, "KEPT_HEAD_BYTES", 10)
+    giant = b"0123456789" * 500_000
+    settings = dataclasses.replace(SMALL, batch_bytes=10_000_000)
+    batches = encode(LINE + b"\n" + giant + end + (LINE + b"\n" if end else b""), settings)
+    assert [b.rows for b in batches] == ([1, 0, 1] if end else [1, 0])
+    rejected = b"".join(batches[1].rejected)
+    assert rejected.count(b"0123456789") == 1
+    assert b"5000000 bytes, more than the limit of 100" in rejected
+    assert hashlib.sha256(giant).hexdigest().encode() in rejected
+    assert batches[1].end - batches[1].start == len(giant) + len(end)
+
+
+def test_the_same_file_again_has_nothing_new(file: File) -> None:
+    data = LINE + b"\n\n" + b"x\n" * 5 + LINE
+    assert sum(b.lines for b in file.land(data)) == 7
+    assert file.land(data) == []
+
+
+@pytest.mark.parametrize("packed", ["plain", "gzip", "zstd"])
+def test_of_a_grown_file_only_what_is_new(file: File, packed: str) -> None:
+    import gzip
+
+    import zstandard
+
+    pack = {
+        "plain": bytes,
+        "gzip": gzip.compress,
+        "zstd": zstandard.ZstdCompressor().compress,
+    }[packed]
+    first = (LINE + b"\n") * 7
+    file.land(pack(first))
+    (new,) = file.land(pack(first) + pack(LINE + b"\n"))
+    assert (new.rows, new.start, new.first_line) == (1, len(first), 8)
+
+
+def test_a_chain_holds_when_the_batch_size_changes(file: File) -> None:
+    data = (LINE + b"\n") * 8
+    file.land(data)
+    assert file.land(data, dataclasses.replace(SMALL, batch_lines=5)) == []
+
+
+def test_a_torn_line_is_landed_when_it_is_whole(file: File) -> None:
+    file.land(LINE + b"\n" + LINE[:9])
+    (whole,) = file.land(LINE + b"\n" + LINE + b"\n")
+    assert (whole.rows, whole.start, whole.first_line) == (1, len(LINE) + 1, 2)
+    assert file.land(LINE + b"\n" + LINE + b"\n") == []
+
+
+@pytest.mark.parametrize("rest", [b"\n", b"\r\n", b" \n"])
+def test_a_whole_line_is_not_landed_twice_when_its_newline_comes(file: File, rest: bytes) -> None:
+    file.land(LINE)
+    (new,) = file.land(LINE + rest + LINE + b"\n")
+    assert new.rows == 1
+    assert new.start == len(LINE)
+
+
+def test_a_torn_line_that_ends_in_space_is_read_again(file: File) -> None:
+    file.land(b'{"request_json":')
+    (whole,) = file.land(b'{"request_json": 1}\n')
+    assert (whole.rows, whole.start) == (1, 0)
+
+
+def test_of_a_rewritten_file_the_differing_part_is_new(file: File) -> None:
+    lines = [b'{"request_json":%d}' % number for number in range(9)]
+    file.land(b"".join(line + b"\n" for line in lines))
+    lines[4] = b'{"request_json":null}'
+    new = file.land(b"".join(line + b"\n" for line in lines))
+    assert [b.rows for b in new] == [3, 3]
+    assert new[0].start == file.entries[1].start
+
+
+def test_a_file_that_became_shorter_is_new_where_it_differs(file: File) -> None:
+    file.land((LINE + b"\n") * 9)
+    (new,) = file.land((LINE + b"\n") * 4)
+    assert (new.rows, new.start) == (1, 3 * (len(LINE) + 1))
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=5), st.binary(min_size=400, max_size=400))
+def test_however_a_file_grows_each_line_lands_once(sizes: list[int], noise: bytes) -> None:
+    import tempfile
+
+    table = {0: b"\n", 1: LINE + b"\n", 2: b"x\n", 3: b" ", 4: b"[\n", 5: b"\r\n"}
+    data = b"".join(table[byte % 6] for byte in noise)
+    with tempfile.TemporaryDirectory() as folder:
+        file = File(Path(folder, "a"))
+        for size in [*sorted(sizes), len(data)]:
+            file.land(data[:size])
+        assert file.land(data) == []
+        chain = follow_chain(file.source, file.entries, SMALL)
+        chain.stream.close()
+        wanted = [line for line in data.split(b"\n") if line.strip()]
+        rows = sum(line.strip() == LINE for line in wanted)
+        assert sum(entry.rows for entry in chain.entries) == rows
+        assert sum(entry.rejects for entry in chain.entries) == len(wanted) - rows

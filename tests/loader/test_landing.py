@@ -1,0 +1,249 @@
+"""The protocol of landing, on a store whose state is set up for each case."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch, cut_stream, encode_batch
+from loader.errors import SourceError, StoreError
+from loader.formats import Buffer, Framer
+from loader.landing import Summary, land_batch, land_source
+from loader.settings import Settings
+from loader.sources import Source, Stream
+from loader.store import Store, open_store
+
+FRAMER = Framer.from_file()
+LINES = b'{"request_json":1}\n{"request_json":2,"id":"a"}\nx\n[]\n{"request_json":3}\n'
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    settings = Settings(chdb_path=tmp_path_factory.mktemp("store") / "warehouse")
+    with open_store(settings) as opened:
+        opened.ensure_raw_tables()
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def empty_tables(store: Store) -> None:
+    for table in ("raw_traces", "raw_rejects", "raw_batches"):
+        store.command(f"truncate table {store.table(table)}")
+
+
+def make(data: bytes = LINES, source: str = "s") -> Batch:
+    settings = Settings()
+    (cut,) = cut_stream(Stream(io.BytesIO(data), source, settings), source, settings)
+    return encode_batch(cut, FRAMER, settings)
+
+
+def counts(store: Store) -> tuple[int, ...]:
+    """Physical rows of raw_traces, raw_rejects and raw_batches."""
+    return tuple(
+        store.query(f"select count() from {store.table(table)}")[0][0]
+        for table in ("raw_traces", "raw_rejects", "raw_batches")
+    )
+
+
+def part_of(batch: Batch, rows: int, rejects: int) -> tuple[list[Buffer], list[Buffer]]:
+    """The first so many rows and rejects of a batch, as the store wants them."""
+    settings = Settings()
+    (cut,) = cut_stream(Stream(io.BytesIO(LINES), "s", settings), "s", settings)
+    traces: list[Buffer] = []
+    rejected: list[Buffer] = []
+    for line in cut.lines:
+        one = encode_batch(dataclasses.replace(cut, lines=[line]), FRAMER, settings)
+        if one.rows and rows:
+            traces += one.traces
+            rows -= 1
+        elif one.rejects and rejects:
+            rejected += one.rejected
+            rejects -= 1
+    return traces, rejected
+
+
+def test_lands_rows_rejects_and_ledger(store: Store) -> None:
+    batch = make()
+    assert land_batch(store, batch) is True
+    assert counts(store) == (3, 2, 1)
+    rows = store.query(
+        f"select position, request_json from {store.table('raw_traces')} order by position"
+    )
+    assert rows == [(0, "1"), (1, "2"), (4, "3")]
+    rejects = store.query(
+        "select position, source, line, byte_offset, reason, raw"
+        f" from {store.table('raw_rejects')} order by position"
+    )
+    assert rejects == [(2, "s", 3, 47, "not_json", "x"), (3, "s", 4, 49, "not_an_object", "[]")]
+    ledger = store.query(
+        "select batch_id, source, start_offset, end_offset, first_line, lines, `rows`, rejects,"
+        f" bytes from {store.table('raw_batches')}"
+    )
+    assert ledger == [(batch.batch_id, "s", 0, len(LINES), 1, 5, 3, 2, len(LINES))]
+
+
+def test_lands_again_nothing(store: Store) -> None:
+    land_batch(store, make())
+    assert land_batch(store, make()) is False
+    assert counts(store) == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "rejects"), [(3, 0), (0, 2), (3, 2), (1, 0), (2, 1), (0, 1), (3, 1)]
+)
+def test_finishes_what_a_killed_run_left(store: Store, rows: int, rejects: int) -> None:
+    batch = make()
+    traces, rejected = part_of(batch, rows, rejects)
+    if rows == 3:
+        traces = batch.traces
+    if rejects == 2:
+        rejected = batch.rejected
+    if traces:
+        store.insert_binary("raw_traces", TRACE_COLUMNS, traces)
+    if rejected:
+        store.insert_binary("raw_rejects", REJECT_COLUMNS, rejected)
+    assert land_batch(store, batch) is True
+    assert counts(store) == (3, 2, 1)
+    positions = store.query(
+        f"select groupArray(position) from (select position from {store.table('raw_traces')}"
+        f" union all select position from {store.table('raw_rejects')} order by position)"
+    )
+    assert sorted(positions[0][0]) == [0, 1, 2, 3, 4]
+
+
+def test_other_batches_stay_when_a_part_is_removed(store: Store) -> None:
+    land_batch(store, make(source="other"))
+    batch = make()
+    traces, _ = part_of(batch, 1, 0)
+    store.insert_binary("raw_traces", TRACE_COLUMNS, traces)
+    land_batch(store, batch)
+    assert counts(store) == (6, 4, 2)
+
+
+def test_a_batch_is_one_part(store: Store) -> None:
+    data = b"".join(b'{"request_json":"%s"}\n' % (b"a" * 4000) for _ in range(5000))
+    land_batch(store, make(data))
+    parts = store.query(
+        "select table, sum(rows), count() from system.parts where active and level = 0"
+        " and database = {database:String} and table = 'raw_traces' group by table",
+        {"database": store.database},
+    )
+    assert parts == [("raw_traces", 5000, 1)]
+
+
+class Flaky(Store):
+    """A store like a server that loses answers: after the insert took effect, or before."""
+
+    def __init__(self, store: Store, faults: Sequence[str], code: int | None = None) -> None:
+        super().__init__(store._client, store.settings)
+        self.is_embedded = True
+        self.faults = list(faults)
+        self.code = code
+        self.inserts = 0
+
+    def insert_binary(self, *args: Any, **kwargs: Any) -> None:
+        self.inserts += 1
+        fault = self.faults.pop(0) if self.faults else "none"
+        if fault != "before":
+            self.is_embedded = True
+            super().insert_binary(*args, **kwargs)
+        self.is_embedded = False
+        if fault != "none":
+            raise StoreError("the answer was lost", self.code)
+
+    def is_running(self, query_id_prefix: str) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["after"],
+        ["before"],
+        ["none", "after"],
+        ["none", "before"],
+        ["none", "none", "after"],
+        ["none", "none", "before"],
+        ["after", "after", "after"],
+        ["before", "after", "before", "after"],
+    ],
+)
+def test_a_lost_answer_is_looked_for_before_trying_again(store: Store, faults: list[str]) -> None:
+    waits: list[float] = []
+    flaky = Flaky(store, faults)
+    assert land_batch(flaky, make(), waits.append) is True
+    assert counts(store) == (3, 2, 1)
+    assert len(waits) == sum(fault != "none" for fault in faults)
+
+
+def test_gives_up_after_a_few_tries_and_keeps_what_there_is(store: Store) -> None:
+    flaky = Flaky(store, ["before"] * 100)
+    with pytest.raises(StoreError):
+        land_batch(flaky, make(), lambda seconds: None)
+    assert 2 <= flaky.inserts <= 10
+    assert counts(store) == (0, 0, 0)
+    assert land_batch(store, make()) is True
+    assert counts(store) == (3, 2, 1)
+
+
+def test_does_not_retry_what_cannot_get_better(store: Store) -> None:
+    flaky = Flaky(store, ["before"] * 100, code=497)
+    with pytest.raises(StoreError):
+        land_batch(flaky, make(), lambda seconds: None)
+    assert flaky.inserts == 1
+
+
+def test_does_not_write_the_ledger_when_the_counts_are_not_there(store: Store) -> None:
+    class Forgetful(Store):
+        def insert_binary(self, table: str, *args: Any, **kwargs: Any) -> None:
+            if table == "raw_batches":
+                super().insert_binary(table, *args, **kwargs)
+
+    with pytest.raises(StoreError, match="run it again"):
+        land_batch(Forgetful(store._client, store.settings), make())
+    assert counts(store) == (0, 0, 0)
+
+
+def test_the_reading_thread_ends_with_an_error(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(LINES * 50)
+    settings = dataclasses.replace(store.settings, batch_lines=5)
+    source = Source(str(path), str(path), True)
+
+    class Broken(Store):
+        def insert_binary(self, *args: Any, **kwargs: Any) -> None:
+            raise StoreError("gone", 497)
+
+    with pytest.raises(StoreError):
+        land_source(Broken(store._client, store.settings), source, FRAMER, settings, Summary())
+    for thread in threading.enumerate():
+        if thread.name == "loader-reader":
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+
+
+def test_what_came_before_a_broken_end_is_landed(store: Store, tmp_path: Path) -> None:
+    import gzip
+
+    packed = gzip.compress(LINES * 1000, 0)
+    path = tmp_path / "a.ndjson.gz"
+    path.write_bytes(packed[: len(packed) // 2])
+    source = Source(str(path), str(path), True)
+    summary = Summary()
+    with pytest.raises(SourceError, match="ends early"):
+        land_source(store, source, FRAMER, store.settings, summary)
+    assert summary.rows > 100
+    path.write_bytes(packed)
+    land_source(store, source, FRAMER, store.settings, summary)
+    # The line that was cut off was rejected then, and is landed now.
+    torn = store.query(
+        f"select count() from {store.table('raw_rejects')} where reason = 'unfinished'"
+    )[0][0]
+    assert torn <= 1
+    assert counts(store)[:2] == (3000, 2000 + torn)

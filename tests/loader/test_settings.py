@@ -1,0 +1,57 @@
+"""What the environment may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loader.errors import UsageError
+from loader.settings import Settings
+
+
+def test_defaults_lead_to_the_embedded_store() -> None:
+    settings = Settings.from_environment({"CLICKHOUSE_DATABASE": ""})
+    assert settings.endpoint is None
+    assert (settings.database, settings.chdb_path) == ("llm", Path("warehouse"))
+    assert settings.max_record_bytes == 64 * 1024 * 1024
+
+
+def test_a_password_may_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("geheim \n")
+    settings = Settings.from_environment({"CLICKHOUSE_PASSWORD_FILE": str(tmp_path / "password")})
+    assert settings.password == "geheim "
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLICKHOUSE_DATABASE", "llm; drop"),
+        ("CLICKHOUSE_DATABASE", "a`b"),
+        ("CLICKHOUSE_DATABASE", "1a"),
+        ("CLICKHOUSE_CLUSTER", "a'b"),
+        ("CLICKHOUSE_ENDPOINT", "localhost:8123"),
+        ("CLICKHOUSE_ENDPOINT", "ftp://localhost"),
+        ("CLICKHOUSE_ENDPOINT", "http://localhost:99999"),
+        ("CLICKHOUSE_ENDPOINT", "http://"),
+        ("CLICKHOUSE_PASSWORD_FILE", "/nowhere"),
+        ("CLICKHOUSE_CA_CERT", "/nowhere"),
+        ("CLICKHOUSE_CLIENT_CERT", "/nowhere"),
+        ("CLICKHOUSE_CLIENT_KEY", "/nowhere"),
+        ("TOKENLEDGER_MAX_RECORD_BYTES", "0"),
+        ("TOKENLEDGER_MAX_RECORD_BYTES", "1e6"),
+        ("TOKENLEDGER_BATCH_LINES", "-1"),
+        ("TOKENLEDGER_BATCH_BYTES", "²"),
+        ("TOKENLEDGER_LOCK_TIMEOUT", "soon"),
+        ("TOKENLEDGER_LOCK_TIMEOUT", "nan"),
+    ],
+)
+def test_a_value_that_cannot_be_names_its_variable(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        Settings.from_environment({name: value})
+
+
+def test_credentials_in_the_endpoint_are_refused_and_not_quoted() -> None:
+    with pytest.raises(UsageError) as caught:
+        Settings.from_environment({"CLICKHOUSE_ENDPOINT": "https://me:hunter2@example.org"})
+    assert "hunter2" not in str(caught.value)

@@ -1,0 +1,125 @@
+"""Finding and opening what is to be landed."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import os
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from loader.errors import SourceError, UsageError
+from loader.settings import Settings
+from loader.sources import Stream, find_sources
+
+SETTINGS = Settings()
+TEXT = b"".join(b"%d\n" % number for number in range(300_000))
+
+
+def read_all(data: bytes, settings: Settings = SETTINGS) -> bytes:
+    stream = Stream(io.BytesIO(data), "s", settings)
+    return b"".join(iter(stream.read, b""))
+
+
+def zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b"", b""),
+        (b"a", b"a"),
+        (b"\x1f", b"\x1f"),
+        (TEXT, TEXT),
+        (gzip.compress(TEXT), TEXT),
+        (gzip.compress(b""), b""),
+        (gzip.compress(TEXT) + gzip.compress(b"b"), TEXT + b"b"),
+        (gzip.compress(TEXT) + bytes(5000), TEXT),
+        (gzip.compress(bytes(5_000_000)), bytes(5_000_000)),
+        (zstd(TEXT), TEXT),
+        (zstd(b""), b""),
+        (zstd(TEXT) + zstd(b"b"), TEXT + b"b"),
+        (b"\x50\x2a\x4d\x18\x03\x00\x00\x00abc" + zstd(TEXT), TEXT),
+        (zstd(bytes(5_000_000)), bytes(5_000_000)),
+    ],
+)
+def test_reads_plain_gzip_and_zstd_whatever_the_name(data: bytes, wanted: bytes) -> None:
+    assert read_all(data) == wanted
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_a_stream_that_ends_early_gives_what_it_has_and_an_error(pack) -> None:  # type: ignore[no-untyped-def]
+    packed = pack(TEXT)
+    stream = Stream(io.BytesIO(packed[: len(packed) // 2]), "file.gz", SETTINGS)
+    got = b""
+    with pytest.raises(SourceError, match=r"file\.gz: the .* stream ends early"):
+        while True:
+            got += stream.read()
+    assert got
+    assert TEXT.startswith(got)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_a_damaged_stream_is_an_error(pack) -> None:  # type: ignore[no-untyped-def]
+    packed = bytearray(pack(os.urandom(300_000)))
+    packed[len(packed) // 2] ^= 255
+    packed[-6] ^= 255
+    with pytest.raises(SourceError, match="is damaged"):
+        read_all(bytes(packed) + b"rubbish")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_a_stream_that_expands_without_end_is_stopped(pack) -> None:  # type: ignore[no-untyped-def]
+    limited = dataclasses.replace(SETTINGS, expansion_grace_bytes=1000, max_expansion_ratio=20)
+    with pytest.raises(SourceError, match="TOKENLEDGER_MAX_EXPANSION_RATIO"):
+        read_all(pack(bytes(50_000_000)), limited)
+    assert read_all(pack(TEXT), limited) == TEXT
+
+
+def test_a_folder_gives_its_regular_files_by_name(tmp_path: Path) -> None:
+    for name in ("b.ndjson", "a.jsonl.gz", "sub/c.ndjson.zst", "notes.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "link.ndjson").symlink_to(tmp_path / "notes.txt")
+    (tmp_path / "dangling.ndjson").symlink_to("/nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.ndjson")
+    (tmp_path / "folder.ndjson").mkdir()
+    sources, skipped = find_sources([str(tmp_path)])
+    names = [os.path.relpath(source.name, tmp_path) for source in sources]
+    assert names == ["a.jsonl.gz", "b.ndjson", "sub/c.ndjson.zst"]
+    assert sorted(Path(path).name for path in skipped) == [
+        "dangling.ndjson",
+        "link.ndjson",
+        "pipe.ndjson",
+    ]
+
+
+def test_a_named_link_is_the_file_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_text("x")
+    (tmp_path / "link").symlink_to("a.ndjson")
+    sources, _ = find_sources([str(tmp_path / "link")])
+    assert sources[0].name == str(tmp_path / "a.ndjson")
+
+
+@pytest.mark.parametrize("name", ["missing.ndjson", "empty", "a\0b", "socket"])
+def test_what_cannot_be_landed_is_a_usage_error(tmp_path: Path, name: str) -> None:
+    import socket
+
+    (tmp_path / "empty").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        with pytest.raises(UsageError, match=r"Nothing was landed\."):
+            find_sources([str(tmp_path / name)])
+
+
+def test_a_name_that_is_not_utf8_still_has_a_name(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.ndjson")
+    path.write_bytes(b"{}\n")
+    ((source,), _) = find_sources([str(path)])
+    assert source.name.endswith("\\xff.ndjson")
+    source.name.encode()
