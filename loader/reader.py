@@ -1,24 +1,93 @@
 """Read traces back, always within one organization.
 
 Owns the queries on `llm_traces_live`, which holds a trace as soon as its batch is landed, and
-turning payload text into objects. Refuses to read without an organization; values are bound.
+turning payload text into objects. Refuses to read without an organization; values are bound, and
+payload columns are read only when they are asked for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from loader.errors import StoreError, UsageError
-from loader.store import Store
+from loader.settings import Settings
+from loader.store import Store, open_existing_store
 
-__all__ = ["ID_PREFIX", "get_provider_trace_by_step_id", "payload_object"]
+__all__ = [
+    "GROUPS",
+    "ID_PREFIX",
+    "Page",
+    "Reader",
+    "get_provider_trace_by_step_id",
+    "payload_object",
+]
 
 ID_PREFIX = "provider_trace-"
+GROUPS = {
+    "model": "model",
+    "provider": "provider",
+    "agent": "agent_id",
+    "organization": "organization_id",
+    "call_type": "call_type",
+    "day": "toDate(created_at, {time_zone:String})",
+}
+"""What usage can be grouped by, and the expression that is grouped by."""
+
 _UNKNOWN_TABLE = 60
 _UNKNOWN_DATABASE = 81
+_MOST_ROWS = 10_000
+_KEPT_STORES = 8
+_Result = TypeVar("_Result")
+
+_PAYLOADS = ("request_json", "response_json", "llm_config_json")
 
 _COLUMNS = (
+    "id",
+    "organization_id",
+    "project_id",
+    "agent_id",
+    "agent_tags",
+    "run_id",
+    "step_id",
+    "trace_id",
+    "call_type",
+    "provider",
+    "model",
+    "is_byok",
+    "request_size_bytes",
+    "response_size_bytes",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "latency_ms",
+    "is_error",
+    "error_type",
+    "error_message",
+    "billing_plan_type",
+    "billing_cost_source",
+    "billing_customer_id",
+    "created_at",
+    "usage_status",
+    "response_model",
+    "service_tier",
+    "error_class",
+    "finish_reason",
+    "landed_at",
+)
+
+_STEP_COLUMNS = (
     "id",
     "organization_id",
     "project_id",
@@ -34,6 +103,351 @@ _COLUMNS = (
     "request_json",
     "response_json",
 )
+
+_USAGE_SUMS = (
+    ("requests", "count()"),
+    ("errors", "countIf(is_error)"),
+    ("prompt_tokens", "sum(prompt_tokens)"),
+    ("completion_tokens", "sum(completion_tokens)"),
+    ("total_tokens", "sum(total_tokens)"),
+    ("cached_input_tokens", "sum(cached_input_tokens)"),
+    ("cache_write_tokens", "sum(cache_write_tokens)"),
+    ("reasoning_tokens", "sum(reasoning_tokens)"),
+    ("average_latency_ms", "avgOrNullIf(latency_ms, latency_ms > 0)"),
+    ("request_bytes", "sum(request_size_bytes)"),
+    ("response_bytes", "sum(response_size_bytes)"),
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some traces of a longer list.
+
+    Attributes
+    ----------
+    traces : list of dict
+        Column name to value, the newest first.
+    next : str or None
+        Give it as `after` to get what follows; None at the end.
+    """
+
+    traces: list[dict[str, Any]]
+    next: str | None
+
+
+class Reader:
+    """Reads from the store that the settings name; for threads and asyncio alike.
+
+    Each method has a twin ending in ``_async``, which runs it in a thread. An embedded store is
+    opened for each call and closed after it, so that loader and dbt get their turn; connections to
+    a server are kept.
+
+    Parameters
+    ----------
+    settings : Settings, optional
+        By default read from the environment.
+
+    Notes
+    -----
+    Every method raises UsageError if the organization is empty, an argument cannot be, or dbt has
+    not made the view yet; and StoreError if the store fails.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings.from_environment()
+        self._kept: queue.LifoQueue[Store] = queue.LifoQueue(_KEPT_STORES)
+        self._is_embedded = self.settings.endpoint is None
+        # The embedded engine is one per process: readers take turns.
+        self._turn = threading.Lock()
+
+    def close(self) -> None:
+        """Close kept connections."""
+        while True:
+            try:
+                self._kept.get_nowait().close()
+            except queue.Empty:
+                return
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------ by name
+
+    def get_provider_trace_by_step_id(
+        self, step_id: str, organization_id: str
+    ) -> dict[str, Any] | None:
+        """Return the newest trace of a step with its payloads as objects.
+
+        See :func:`get_provider_trace_by_step_id`.
+        """
+        with self._store() as store:
+            return get_provider_trace_by_step_id(store, step_id, organization_id)
+
+    def get_by_step_id(
+        self, step_id: str, organization_id: str, *, payloads: bool = False
+    ) -> dict[str, Any] | None:
+        """Return the newest trace of a step, None if there is none.
+
+        Parameters
+        ----------
+        step_id, organization_id : str
+            Compared exactly.
+        payloads : bool
+            Read request, response and model configuration too, as objects.
+        """
+        return self._one("step_id", step_id, organization_id, payloads)
+
+    def get_by_id(
+        self, trace_id: str, organization_id: str, *, payloads: bool = False
+    ) -> dict[str, Any] | None:
+        """Return a trace by its id, with or without its prefix; None if there is none."""
+        return self._one("id", trace_id.removeprefix(ID_PREFIX), organization_id, payloads)
+
+    def list_by_agent(
+        self,
+        agent_id: str,
+        organization_id: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        errors_only: bool = False,
+        call_type: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+    ) -> Page:
+        """Return an agent's traces, the newest first, page by page.
+
+        Parameters
+        ----------
+        agent_id, organization_id : str
+            Compared exactly.
+        since, until : datetime, optional
+            From (inclusive) and to (exclusive); without a zone they are UTC.
+        errors_only : bool
+            Failed calls only.
+        call_type : str, optional
+            Only calls of this type.
+        limit : int
+            Traces of a page, 10,000 at most.
+        after : str, optional
+            The `next` of the page before. Traces that arrive meanwhile shift nothing.
+        payloads : bool
+            Read the payloads too, as objects.
+        """
+        conditions = ["agent_id = {agent_id:String}"]
+        parameters: dict[str, Any] = {"agent_id": agent_id, "limit": _rows(limit) + 1}
+        if errors_only:
+            conditions.append("is_error")
+        if call_type is not None:
+            conditions.append("call_type = {call_type:String}")
+            parameters["call_type"] = call_type
+        if after is not None:
+            micros, last_id = _read_cursor(after)
+            conditions.append(
+                "(created_at, id) < (fromUnixTimestamp64Micro({after_at:Int64}, 'UTC'),"
+                " {after_id:String})"
+            )
+            parameters |= {"after_at": micros, "after_id": last_id}
+        traces = self._select(
+            organization_id,
+            conditions,
+            parameters,
+            "order by created_at desc, id desc limit {limit:UInt32}",
+            payloads,
+            since,
+            until,
+        )
+        more = len(traces) > limit
+        traces = traces[:limit]
+        return Page(traces, _write_cursor(traces[-1]) if more else None)
+
+    def usage(
+        self,
+        organization_id: str,
+        group_by: str = "model",
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        time_zone: str = "UTC",
+    ) -> list[dict[str, Any]]:
+        """Sum up an organization's usage, the most tokens first (days in order).
+
+        Parameters
+        ----------
+        organization_id : str
+            Compared exactly.
+        group_by : str
+            One of :data:`GROUPS`; it is also the name of the group's column.
+        since, until : datetime, optional
+            From (inclusive) and to (exclusive).
+        time_zone : str
+            Where days begin, with ``group_by="day"``.
+
+        Returns
+        -------
+        list of dict
+            Requests, errors, tokens, bytes and the mean latency in ms of calls that have one;
+            what no call of a group reported is None, not 0.
+        """
+        if group_by not in GROUPS:
+            raise UsageError(f"group_by is {group_by!r}: use one of {', '.join(GROUPS)}.")
+        parameters: dict[str, Any] = {}
+        if group_by == "day":
+            try:
+                ZoneInfo(time_zone)
+            except (ZoneInfoNotFoundError, ValueError, OSError):
+                raise UsageError(f"time_zone is {time_zone!r}: give a name like UTC.") from None
+            parameters["time_zone"] = time_zone
+        where = _where(organization_id, [], parameters, since, until)
+        sums = ", ".join(f"{sum_} as {name}_" for name, sum_ in _USAGE_SUMS)
+        order = "group_ desc" if group_by == "day" else "total_tokens_ desc, group_"
+        rows = self._run(
+            lambda store: store.query(
+                f"select {GROUPS[group_by]} as group_, {sums}"
+                f" from {store.table('llm_traces_live')} where {where}"
+                f" group by group_ order by {order}",
+                parameters,
+            )
+        )
+        names = (group_by, *(name for name, _ in _USAGE_SUMS))
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def largest_requests(
+        self,
+        organization_id: str,
+        *,
+        min_bytes: int = 0,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 100,
+        payloads: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Return the traces with the largest requests, in bytes, the largest first."""
+        return self._select(
+            organization_id,
+            ["request_size_bytes >= {min_bytes:UInt64}"],
+            {"min_bytes": min_bytes, "limit": _rows(limit)},
+            "order by request_size_bytes desc, id limit {limit:UInt32}",
+            payloads,
+            since,
+            until,
+        )
+
+    # ------------------------------------------------------------------------ from asyncio
+
+    async def get_provider_trace_by_step_id_async(
+        self, step_id: str, organization_id: str
+    ) -> dict[str, Any] | None:
+        """Do as `get_provider_trace_by_step_id`, in a thread."""
+        return await asyncio.to_thread(self.get_provider_trace_by_step_id, step_id, organization_id)
+
+    async def get_by_step_id_async(
+        self, step_id: str, organization_id: str, **options: Any
+    ) -> dict[str, Any] | None:
+        """Do as `get_by_step_id`, in a thread."""
+        return await asyncio.to_thread(self.get_by_step_id, step_id, organization_id, **options)
+
+    async def get_by_id_async(
+        self, trace_id: str, organization_id: str, **options: Any
+    ) -> dict[str, Any] | None:
+        """Do as `get_by_id`, in a thread."""
+        return await asyncio.to_thread(self.get_by_id, trace_id, organization_id, **options)
+
+    async def list_by_agent_async(
+        self, agent_id: str, organization_id: str, **options: Any
+    ) -> Page:
+        """Do as `list_by_agent`, in a thread."""
+        return await asyncio.to_thread(self.list_by_agent, agent_id, organization_id, **options)
+
+    async def usage_async(
+        self, organization_id: str, group_by: str = "model", **options: Any
+    ) -> list[dict[str, Any]]:
+        """Do as `usage`, in a thread."""
+        return await asyncio.to_thread(self.usage, organization_id, group_by, **options)
+
+    async def largest_requests_async(
+        self, organization_id: str, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Do as `largest_requests`, in a thread."""
+        return await asyncio.to_thread(self.largest_requests, organization_id, **options)
+
+    # --------------------------------------------------------------------------- the store
+
+    def _one(
+        self, column: str, value: str, organization_id: str, payloads: bool
+    ) -> dict[str, Any] | None:
+        found = self._select(
+            organization_id,
+            [f"{column} = {{value:String}}"],
+            {"value": value},
+            "order by created_at desc, landed_at desc, id desc limit 1",
+            payloads,
+        )
+        return found[0] if found else None
+
+    def _select(
+        self,
+        organization_id: str,
+        conditions: Sequence[str],
+        parameters: dict[str, Any],
+        tail: str,
+        payloads: bool,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[dict[str, Any]]:
+        columns = _COLUMNS + (_PAYLOADS if payloads else ())
+        where = _where(organization_id, conditions, parameters, since, until)
+        rows = self._run(
+            lambda store: store.query(
+                f"select {', '.join(columns)} from {store.table('llm_traces_live')}"
+                f" where {where} {tail}",
+                parameters,
+            )
+        )
+        traces = [dict(zip(columns, row, strict=True)) for row in rows]
+        if payloads:
+            for trace in traces:
+                for name in _PAYLOADS:
+                    trace[name] = payload_object(trace[name])
+        return traces
+
+    def _run(self, action: Callable[[Store], _Result]) -> _Result:
+        with self._store() as store:
+            try:
+                return action(store)
+            except StoreError as error:
+                raise _explained(store, error) from None
+
+    @contextmanager
+    def _store(self) -> Iterator[Store]:
+        """Give a store for one call."""
+        if self._is_embedded:
+            with self._turn, open_existing_store(self.settings) as store:
+                yield store
+            return
+        try:
+            store = self._kept.get_nowait()
+        except queue.Empty:
+            store = open_existing_store(self.settings)
+        try:
+            yield store
+        except StoreError:
+            store.close()  # whatever is wrong with it, the next call begins anew
+            raise
+        except BaseException:
+            self._keep(store)
+            raise
+        self._keep(store)
+
+    def _keep(self, store: Store) -> None:
+        try:
+            self._kept.put_nowait(store)
+        except queue.Full:
+            store.close()
 
 
 def get_provider_trace_by_step_id(
@@ -62,25 +476,22 @@ def get_provider_trace_by_step_id(
     StoreError
         If the store fails.
     """
+    parameters: dict[str, Any] = {"step_id": step_id}
+    where = _where(organization_id, ["step_id = {step_id:String}"], parameters)
     try:
         rows = store.query(
-            f"select {', '.join(_COLUMNS)}"
+            f"select {', '.join(_STEP_COLUMNS)}"
             f" from {store.table('llm_traces_live')}"
-            " where step_id = {step_id:String} and organization_id = {organization_id:String}"
+            f" where {where}"
             " order by created_at desc, landed_at desc, id desc"
             " limit 1",
-            {"step_id": step_id, "organization_id": organization_id},
+            parameters,
         )
     except StoreError as error:
-        if error.code in (_UNKNOWN_TABLE, _UNKNOWN_DATABASE):
-            raise UsageError(
-                f"{store.database}.llm_traces_live does not exist in {store.settings.store_name}: "
-                "run `dbt build` first; it makes the tables to read from."
-            ) from None
-        raise
+        raise _explained(store, error) from None
     if not rows:
         return None
-    trace = dict(zip(_COLUMNS, rows[0], strict=True))
+    trace = dict(zip(_STEP_COLUMNS, rows[0], strict=True))
     trace["id"] = ID_PREFIX + trace["id"]
     trace["request_json"] = payload_object(trace["request_json"])
     trace["response_json"] = payload_object(trace["response_json"])
@@ -93,13 +504,68 @@ def payload_object(text: str | bytes) -> dict[str, Any]:
     Returns
     -------
     dict
-        The object itself; `{"_value": x}` for JSON that is no object; `{"_raw": text}` for text
-        that is no JSON.
+        The object itself; `{}` for no text at all; `{"_value": x}` for JSON that is no object;
+        `{"_raw": text}` for text that is no JSON.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
+    if not text:
+        return {}
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return {"_raw": text}
     return value if isinstance(value, dict) else {"_value": value}
+
+
+def _where(
+    organization_id: str,
+    conditions: Sequence[str],
+    parameters: dict[str, Any],
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> str:
+    """Write the conditions, the organization always among them, and bind their values."""
+    if not isinstance(organization_id, str) or not organization_id:
+        raise UsageError("no organization: traces are read within one organization only.")
+    parameters["organization_id"] = organization_id
+    written = ["organization_id = {organization_id:String}", *conditions]
+    for name, sign, moment in (("since", ">=", since), ("until", "<", until)):
+        if moment is not None:
+            written.append(f"created_at {sign} fromUnixTimestamp64Micro({{{name}:Int64}}, 'UTC')")
+            parameters[name] = _micros(moment)
+    return " and ".join(written)
+
+
+def _micros(moment: datetime) -> int:
+    """Count microseconds since 1970; a time without a zone is UTC."""
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    since = aware - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _rows(limit: int) -> int:
+    if not 1 <= limit <= _MOST_ROWS:
+        raise UsageError(f"limit is {limit}: it must be from 1 to {_MOST_ROWS}.")
+    return limit
+
+
+def _write_cursor(trace: dict[str, Any]) -> str:
+    return f"{_micros(trace['created_at'])}:{trace['id']}"
+
+
+def _read_cursor(text: str) -> tuple[int, str]:
+    micros, _, last_id = text.partition(":")
+    if not micros.lstrip("-").isdecimal() or not last_id:
+        raise UsageError("after is not the next of a page: give it as it was returned.")
+    return int(micros), last_id
+
+
+def _explained(store: Store, error: StoreError) -> StoreError | UsageError:
+    """Say what to do where the view is missing."""
+    if error.code in (_UNKNOWN_TABLE, _UNKNOWN_DATABASE):
+        return UsageError(
+            f"{store.database}.llm_traces_live does not exist in {store.settings.store_name}: "
+            "run `dbt build` first; it makes the tables to read from."
+        )
+    return error
