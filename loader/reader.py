@@ -304,7 +304,7 @@ class Reader:
             parameters["time_zone"] = time_zone
         where = _where(organization_id, [], parameters, since, until)
         sums = ", ".join(f"{sum_} as {name}_" for name, sum_ in _USAGE_SUMS)
-        order = "group_ desc" if group_by == "day" else "total_tokens_ desc, group_"
+        order = "group_" if group_by == "day" else "total_tokens_ desc, group_"
         rows = self._run(
             lambda store: store.query(
                 f"select {GROUPS[group_by]} as group_, {sums}"

@@ -1,0 +1,423 @@
+"""The socket: records in, whatever the peers do; the file's life; the counters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loader.listener import Listener, ListenerOptions, SocketError
+from loader.spool import REJECT, Frame, decode_reject, read_frames
+from loader.writer import Writer, WriterOptions
+from tests.support.project import ROOT
+
+LISTEN = [sys.executable, "-m", "loader", "listen"]
+
+
+def record(name: str, size: int = 10) -> bytes:
+    return json.dumps(
+        {
+            "protocol_version": 3,
+            "provider_trace_id": name,
+            "request": {"text": "x" * size},
+            "response": {},
+        }
+    ).encode()
+
+
+def contents(spool: Path) -> tuple[list[bytes], list[tuple[str, bytes]]]:
+    """Return the records and the rejects (reason, bytes) of a spool."""
+    records, rejects = [], []
+    for path in sorted(spool.iterdir()):
+        for frame in read_frames(path.read_bytes()):
+            assert isinstance(frame, Frame)
+            if frame.kind == REJECT:
+                reason, _, raw = decode_reject(frame.payload)
+                rejects.append((reason, raw))
+            else:
+                records.append(bytes(frame.payload))
+    return records, rejects
+
+
+Peers = Callable[[Listener], Awaitable[None]]
+
+
+def listen(tmp_path: Path, peers: Peers, **options: Any) -> Listener:
+    """Run a listener in this process while `peers` speak to it."""
+
+    async def main() -> Listener:
+        with Writer(tmp_path / "spool", WriterOptions(segment_seconds=60)) as writer:
+            listener = Listener(tmp_path / "s.sock", writer, ListenerOptions(**options))
+            ready = asyncio.Event()
+            task = asyncio.create_task(listener.serve(ready.set))
+            await asyncio.wait(
+                {task, asyncio.create_task(ready.wait())}, return_when="FIRST_COMPLETED"
+            )
+            try:
+                if not task.done():
+                    await asyncio.wait_for(peers(listener), 60)
+            finally:
+                listener.stop()
+                await task
+            return listener
+
+    return asyncio.run(main())
+
+
+async def send(listener: Listener, *pieces: bytes, pause: float = 0.0) -> None:
+    """Speak as one peer, and end."""
+    _, writer = await asyncio.open_unix_connection(str(listener.path))
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        if pause:
+            await asyncio.sleep(pause)
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_one_record_a_connection_or_many(tmp_path: Path) -> None:
+    async def peers(listener: Listener) -> None:
+        await send(listener, record("a") + b"\n")
+        await send(listener, record("b") + b"\n" + record("c") + b"\n")
+        await send(listener, record("d")[:20], record("d")[20:] + b"\n", pause=0.01)
+        await send(listener, record("e") + b"\r\n\n  \n" + record("f"))
+        await send(listener)
+
+    listener = listen(tmp_path, peers)
+    records, rejects = contents(tmp_path / "spool")
+    assert [json.loads(each)["provider_trace_id"] for each in records] == list("abcdef")
+    assert rejects == []
+    assert (listener.counts.connections, listener.counts.records) == (5, 6)
+    assert listener.counts.open == 0
+
+
+def test_half_a_record_is_kept_as_it_came(tmp_path: Path) -> None:
+    half = record("a")[:-5] + b"\xff"
+
+    async def peers(listener: Listener) -> None:
+        await send(listener, record("b") + b"\n" + half)
+
+    listener = listen(tmp_path, peers)
+    records, rejects = contents(tmp_path / "spool")
+    assert records == [record("b")]
+    assert rejects == [("half_record", half)]
+    assert listener.counts.half_records == 1
+
+
+def test_what_json_has_besides_json_is_whole(tmp_path: Path) -> None:
+    odd = b'{"protocol_version":3,"request":{"x":NaN},"response":{"y":"\\ud800"}}'
+
+    async def peers(listener: Listener) -> None:
+        await send(listener, odd)
+
+    listen(tmp_path, peers)
+    assert contents(tmp_path / "spool") == ([odd], [])
+
+
+def test_a_record_above_the_limit_keeps_its_head(tmp_path: Path) -> None:
+    async def peers(listener: Listener) -> None:
+        await send(listener, b"x" * 30_000 + b"\n" + record("next") + b"\n")
+
+    listener = listen(tmp_path, peers, max_record_bytes=20_000)
+    records, ((reason, raw),) = contents(tmp_path / "spool")
+    assert records == [record("next")]
+    assert reason == "too_large"
+    assert raw == b"x" * len(raw)
+    assert listener.counts.too_large == 1
+
+
+def test_a_large_record_is_taken_whole(tmp_path: Path) -> None:
+    large = record("large", 20_000_000)
+
+    async def peers(listener: Listener) -> None:
+        await send(listener, large + b"\n")
+
+    listen(tmp_path, peers)
+    assert contents(tmp_path / "spool") == ([large], [])
+
+
+def test_two_hundred_peers_with_slow_ones_among_them(tmp_path: Path) -> None:
+    async def peers(listener: Listener) -> None:
+        slow = [
+            asyncio.create_task(
+                send(
+                    listener,
+                    *(record(f"slow-{n}")[at : at + 9] for at in range(0, 200, 9)),
+                    b"\n",
+                    pause=0.01,
+                )
+            )
+            for n in range(20)
+        ]
+        stuck = [await asyncio.open_unix_connection(str(listener.path)) for _ in range(20)]
+        for _, writer in stuck:
+            writer.write(b'{"half')
+        await asyncio.gather(*(send(listener, record(f"fast-{n}") + b"\n") for n in range(160)))
+        await asyncio.gather(*slow)
+        for _, writer in stuck:
+            writer.close()
+
+    listener = listen(tmp_path, peers)
+    records, rejects = contents(tmp_path / "spool")
+    names = [json.loads(each)["provider_trace_id"] for each in records]
+    assert sorted(names) == sorted(
+        [f"slow-{n}" for n in range(20)] + [f"fast-{n}" for n in range(160)]
+    )
+    assert rejects == [("half_record", b'{"half')] * 20
+    assert listener.counts.connections == 200
+
+
+def test_memory_is_shared_out_and_all_get_through(tmp_path: Path) -> None:
+    budgets: list[int] = []
+
+    async def peers(listener: Listener) -> None:
+        async def watch() -> None:
+            while True:
+                budgets.append(listener._budget.used)
+                await asyncio.sleep(0)
+
+        watcher = asyncio.create_task(watch())
+        await asyncio.gather(
+            *(send(listener, record(f"{n}", 900_000) + b"\n") for n in range(12)),
+            *(send(listener, record(f"small-{n}") + b"\n") for n in range(20)),
+        )
+        while listener.counts.records < 32:
+            await asyncio.sleep(0.01)
+        watcher.cancel()
+
+    listener = listen(tmp_path, peers, own_bytes=10_000, shared_bytes=2_000_000)
+    records, rejects = contents(tmp_path / "spool")
+    assert (len(records), rejects) == (32, [])
+    assert max(budgets) < 3_500_000, "the limit, and one record beyond"
+    assert max(budgets) > 900_000
+    assert listener._budget.used == 0
+
+
+def test_who_stands_still_in_the_way_of_others_is_cut(tmp_path: Path) -> None:
+    async def peers(listener: Listener) -> None:
+        _, writer = await asyncio.open_unix_connection(str(listener.path))
+        writer.write(b"x" * 90_000)
+        await writer.drain()
+        while listener._budget.used < 80_000:
+            await asyncio.sleep(0.01)
+        _, over = await asyncio.open_unix_connection(str(listener.path))
+        over.write(b"y" * 90_000)
+        while listener._budget.over is None:
+            await asyncio.sleep(0.01)
+        await send(listener, record("waits", 50_000) + b"\n")
+        while listener.counts.records < 1:
+            await asyncio.sleep(0.01)
+        writer.close()
+        over.close()
+
+    listener = listen(tmp_path, peers, own_bytes=1_000, shared_bytes=100_000, crowded_seconds=0.1)
+    records, rejects = contents(tmp_path / "spool")
+    assert records == [record("waits", 50_000)]
+    assert {raw[:1] for _, raw in rejects} == {b"x", b"y"}
+    assert listener.counts.timed_out >= 1
+
+
+def test_a_peer_that_stands_still_for_too_long_is_cut(tmp_path: Path) -> None:
+    async def peers(listener: Listener) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(listener.path))
+        writer.write(b'{"half')
+        assert await reader.read() == b"", "the listener hangs up"
+        writer.close()
+
+    listener = listen(tmp_path, peers, idle_seconds=0.1)
+    assert contents(tmp_path / "spool")[1] == [("half_record", b'{"half')]
+    assert listener.counts.timed_out == 1
+
+
+def test_a_connection_that_breaks_is_counted(tmp_path: Path) -> None:
+    async def peers(listener: Listener) -> None:
+        peer = socket.socket(socket.AF_UNIX)
+        peer.connect(str(listener.path))
+        peer.sendall(record("a") + b"\n" + b'{"half')
+        peer.shutdown(socket.SHUT_RDWR)
+        peer.close()
+        while not listener.counts.half_records:
+            await asyncio.sleep(0.01)
+
+    listen(tmp_path, peers)
+    assert contents(tmp_path / "spool") == ([record("a")], [("half_record", b'{"half')])
+
+
+def test_what_the_spool_refuses_is_counted_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def peers(listener: Listener) -> None:
+        listener.writer.options = WriterOptions(max_spool_bytes=1, on_full="refuse")
+        await send(listener, record("secret") + b"\n" + record("b") + b"\n")
+        while listener.counts.refused < 2:
+            await asyncio.sleep(0.01)
+
+    listener = listen(tmp_path, peers)
+    assert listener.counts.refused == 2
+    assert len(caplog.records) == 1
+    assert "secret" not in caplog.text
+
+
+def test_the_socket_file_has_its_mode_and_goes_at_the_end(tmp_path: Path) -> None:
+    modes: list[int] = []
+
+    async def peers(listener: Listener) -> None:
+        modes.append(listener.path.stat().st_mode)
+
+    listen(tmp_path, peers)
+    assert stat.S_ISSOCK(modes[0])
+    assert stat.S_IMODE(modes[0]) == 0o660
+    assert not (tmp_path / "s.sock").exists()
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    old = socket.socket(socket.AF_UNIX)
+    old.bind(str(tmp_path / "s.sock"))
+    old.close()
+
+    async def peers(listener: Listener) -> None:
+        await send(listener, record("a") + b"\n")
+
+    assert listen(tmp_path, peers).counts.records == 1
+
+
+def test_a_live_socket_and_other_files_are_refused(tmp_path: Path) -> None:
+    async def nobody(listener: Listener) -> None:
+        raise AssertionError
+
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "s.sock"))
+        other.listen()
+        with pytest.raises(SocketError, match="another program"):
+            listen(tmp_path, nobody)
+        assert (tmp_path / "s.sock").exists()
+    (tmp_path / "s.sock").unlink()
+    (tmp_path / "s.sock").write_text("mine")
+    with pytest.raises(SocketError, match="no socket"):
+        listen(tmp_path, nobody)
+    (tmp_path / "s.sock").unlink()
+    (tmp_path / "s.sock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SocketError, match="no socket"):
+        listen(tmp_path, nobody)
+
+    async def second(listener: Listener) -> None:
+        with pytest.raises(SocketError, match="a listener is running"):
+            await Listener(listener.path, listener.writer).serve()
+        await send(listener, record("a") + b"\n")
+
+    (tmp_path / "s.sock").unlink()
+    assert listen(tmp_path, second).counts.records == 1
+
+
+@contextlib.contextmanager
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `python -m loader listen`."""
+    started = subprocess.Popen(
+        [*LISTEN, "--socket", str(tmp_path / "p.sock"), "--spool", str(tmp_path / "spool")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert started.stderr is not None
+        assert "listening" in started.stderr.readline()
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+        if started.stderr is not None:
+            started.stderr.close()
+
+
+def shout(path: Path, data: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+        peer.sendall(data)
+
+
+def test_the_verb_counts_on_a_signal_and_keeps_all_at_sigterm(tmp_path: Path) -> None:
+    with process(tmp_path) as listener:
+        assert listener.stderr is not None
+        shout(tmp_path / "p.sock", record("a") + b"\n")
+        deadline = time.monotonic() + 30
+        while True:
+            listener.send_signal(signal.SIGUSR1)
+            if json.loads(listener.stderr.readline())["records"] == 1:
+                break
+            assert time.monotonic() < deadline
+        names = [f"n{n}" for n in range(200)]
+        threads = [
+            threading.Thread(target=shout, args=(tmp_path / "p.sock", record(name) + b"\n"))
+            for name in names
+        ]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        listener.send_signal(signal.SIGTERM)
+        _, stderr = listener.communicate(timeout=60)
+        assert listener.returncode == 0
+        assert json.loads(stderr.splitlines()[-1])["records"] == 201
+    records, rejects = contents(tmp_path / "spool")
+    assert len(records) == 201
+    assert rejects == []
+    assert not (tmp_path / "p.sock").exists()
+    assert not list((tmp_path / "spool").glob("*.open"))
+
+
+def test_a_killed_listener_loses_nothing_it_counted_and_is_replaced(tmp_path: Path) -> None:
+    with process(tmp_path) as listener:
+        shout(tmp_path / "p.sock", b"\n".join(record(f"n{n}") for n in range(500)) + b"\n")
+        deadline = time.monotonic() + 30
+        assert listener.stderr is not None
+        seen = 0
+        while seen < 500:
+            listener.send_signal(signal.SIGUSR1)
+            seen = json.loads(listener.stderr.readline())["records"]
+            assert time.monotonic() < deadline
+        os.kill(listener.pid, signal.SIGKILL)
+        listener.wait()
+    assert (tmp_path / "p.sock").exists()
+    with process(tmp_path):
+        shout(tmp_path / "p.sock", record("again") + b"\n")
+        while len(contents(tmp_path / "spool")[0]) < 501:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_bad_arguments_are_one_line(tmp_path: Path) -> None:
+    for arguments, code, word in [
+        (["--spool", str(tmp_path / "s")], 2, "--socket"),
+        (["--socket", "x.sock"], 2, "--spool"),
+        (["--socket", str(tmp_path / "no" / "x.sock"), "--spool", str(tmp_path / "s")], 3, "made"),
+        (["--socket", str(tmp_path / ("x" * 120)), "--spool", str(tmp_path / "s")], 3, "107"),
+    ]:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("TELEMETRY_SOCKET", "TOKENLEDGER_SPOOL")
+        }
+        done = subprocess.run(
+            [*LISTEN, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+        assert word in done.stderr
+        assert len(done.stderr.splitlines()) == 1

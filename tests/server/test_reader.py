@@ -1,0 +1,251 @@
+"""Reading back: by step, id and agent, usage, within one organization, before and after dbt."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loader.errors import StoreError, UsageError
+from loader.reader import Reader, payload_object
+from loader.settings import Settings
+from tests.support.http_front import Front
+from tests.support.project import ROOT, Project
+
+HOSTILE = [
+    "org-1' or 1 = 1 --",
+    "org-%",
+    "org_1",
+    "org-\\1",
+    'org-"1',
+    "org-1\0",
+    "ORG-1",
+    " org-1",
+]
+
+
+def record(number: int, **changes: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": 10 * number, "completion_tokens": 1, "total_tokens": 10 * number + 1}
+    return {
+        "id": f"provider_trace-{number:04d}",
+        "org_id": "org-1",
+        "agent_id": f"agent-{number % 2}",
+        "step_id": f"step-{number}",
+        "call_type": "agent_step",
+        "request_json": {"text": "x" * number, "n": 1.0},
+        "response_json": {"usage": usage},
+        "llm_config": {"model": "gpt-4o", "model_endpoint_type": "openai"},
+        "created_at": f"2026-10-{1 + number // 10:02d}T{number % 10:02d}:30:00.000001Z",
+    } | changes
+
+
+RECORDS = [
+    *(record(number) for number in range(1, 31)),
+    record(31, org_id="org-2", step_id="step-1", response_json={"secret": True}),
+    record(32, agent_id="agent-e", response_json={"error": {"message": "no", "type": "bad"}}),
+    record(33, agent_id="agent-e", response_json=[1, 2]),
+    record(34, agent_id="agent-e", call_type="summarization"),
+]
+LATE = [
+    record(40, agent_id="agent-late"),
+    record(41, step_id="step-2", created_at="2026-11-01T00:00:00Z"),
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Give a store with traces that dbt has seen, and two that it has not."""
+    folder = tmp_path_factory.mktemp("reader")
+    with Front(folder / "server", user="ledger", password="secret") as front:
+        project = Project(folder / "project", front.env())
+        for name, records in (("first", RECORDS), ("late", LATE)):
+            file = folder / f"{name}.ndjson"
+            file.write_text("".join(json.dumps(each) + "\n" for each in records))
+            project.loader(str(file))
+            if name == "first":
+                project.dbt("run", "--select", "+llm_traces_live")
+        yield project
+
+
+@pytest.fixture
+def reader(store: Project) -> Iterator[Reader]:
+    with Reader(Settings.from_environment(store.env)) as found:
+        yield found
+
+
+def ids(traces: list[dict[str, Any]]) -> list[int]:
+    return [int(each["id"]) for each in traces]
+
+
+def test_a_trace_is_read_by_step_and_by_id(reader: Reader) -> None:
+    trace = reader.get_by_step_id("step-3", "org-1")
+    assert trace is not None
+    assert (trace["id"], trace["prompt_tokens"], trace["provider"]) == ("0003", 30, "openai")
+    assert "request_json" not in trace, "payloads only when asked for"
+    full = reader.get_by_id("provider_trace-0003", "org-1", payloads=True)
+    assert full is not None
+    assert full["request_json"] == {"text": "xxx", "n": 1.0}
+    assert full["llm_config_json"] == {"model": "gpt-4o", "model_endpoint_type": "openai"}
+    assert {name: full[name] for name in trace} == trace
+    assert reader.get_by_id("0003", "org-1") == trace
+    assert reader.get_by_id("nothing", "org-1") is None
+
+
+def test_the_originals_reader_gives_the_newest_with_its_prefix(reader: Reader) -> None:
+    trace = reader.get_provider_trace_by_step_id("step-2", "org-1")
+    assert trace is not None
+    assert trace["id"] == "provider_trace-0041", "the newest of the step, and not transformed yet"
+    assert trace["created_at"] == datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
+    found = asyncio.run(reader.get_provider_trace_by_step_id_async("step-33", "org-1"))
+    assert found is not None
+    assert found["response_json"] == {"_value": [1, 2]}
+
+
+def test_payloads_that_are_no_objects() -> None:
+    assert payload_object("") == {}
+    assert payload_object('{"a":1}') == {"a": 1}
+    assert payload_object("null") == {"_value": None}
+    assert payload_object('{"a":') == {"_raw": '{"a":'}
+    assert payload_object(b"\xff") == {"_raw": "\ufffd"}
+    assert payload_object("[" * 100_000) == {"_raw": "[" * 100_000}
+
+
+def test_an_agents_traces_come_page_by_page(reader: Reader) -> None:
+    seen: list[int] = []
+    after = None
+    for _ in range(10):
+        page = reader.list_by_agent("agent-1", "org-1", limit=4, after=after)
+        seen += ids(page.traces)
+        after = page.next
+        if after is None:
+            break
+    assert seen == [41, *range(29, 0, -2)]
+    with pytest.raises(UsageError, match="after"):
+        reader.list_by_agent("agent-1", "org-1", after="nonsense")
+    with pytest.raises(UsageError, match="limit"):
+        reader.list_by_agent("agent-1", "org-1", limit=0)
+
+
+def test_an_agents_traces_by_time_error_and_type(reader: Reader) -> None:
+    since = datetime.datetime(2026, 10, 2, 1, 30, 0, 1, tzinfo=datetime.UTC)
+    until = datetime.datetime(2026, 10, 2, 7, 30, 0, 1)
+    page = reader.list_by_agent("agent-1", "org-1", since=since, until=until)
+    assert ids(page.traces) == [15, 13, 11]
+    page = reader.list_by_agent("agent-e", "org-1", errors_only=True)
+    assert ids(page.traces) == [32]
+    assert page.traces[0]["error_message"] == "no"
+    page = asyncio.run(reader.list_by_agent_async("agent-e", "org-1", call_type="summarization"))
+    assert ids(page.traces) == [34]
+
+
+def test_usage_by_each_group(reader: Reader) -> None:
+    (model,) = reader.usage("org-1", since=None)
+    assert (model["model"], model["requests"], model["errors"]) == ("gpt-4o", 35, 1)
+    billed = [*range(1, 31), 34, 40, 41]
+    assert model["prompt_tokens"] == 10 * sum(billed)
+    assert model["cached_input_tokens"] is None, "what nobody reported is unknown, not zero"
+    assert model["average_latency_ms"] is None
+    agents = {each["agent"]: each["requests"] for each in reader.usage("org-1", "agent")}
+    assert agents == {"agent-0": 15, "agent-1": 16, "agent-e": 3, "agent-late": 1}
+    assert [each["organization"] for each in reader.usage("org-2", "organization")] == ["org-2"]
+    days = asyncio.run(reader.usage_async("org-1", "day"))
+    named = [str(each["day"]) for each in days]
+    assert named == sorted(named)
+    assert named[0] == "2026-10-01"
+    assert named[-1] == "2026-11-01"
+    shifted = reader.usage("org-1", "day", time_zone="Pacific/Kiritimati")
+    assert [each["requests"] for each in shifted] != [each["requests"] for each in days]
+    for group in ("provider", "call_type"):
+        assert sum(each["requests"] for each in reader.usage("org-1", group)) == 35
+    with pytest.raises(UsageError, match="group_by"):
+        reader.usage("org-1", "model; drop table x")
+    with pytest.raises(UsageError, match="time_zone"):
+        reader.usage("org-1", "day", time_zone="Nowhere/At All")
+
+
+def test_the_largest_requests(reader: Reader) -> None:
+    assert ids(reader.largest_requests("org-1", limit=3)) == [41, 40, 34]
+    smallest = reader.get_by_id("0040", "org-1")
+    assert smallest is not None
+    found = reader.largest_requests("org-1", min_bytes=smallest["request_size_bytes"])
+    assert ids(found) == [41, 40]
+
+
+@pytest.mark.parametrize("organization", [*HOSTILE, "org-3"])
+def test_nothing_is_read_across_organizations(reader: Reader, organization: str) -> None:
+    assert reader.get_by_step_id("step-3", organization) is None
+    assert reader.get_by_id("0003", organization) is None
+    assert reader.get_provider_trace_by_step_id("step-3", organization) is None
+    assert reader.list_by_agent("agent-1", organization).traces == []
+    assert reader.usage(organization) == []
+    assert reader.largest_requests(organization) == []
+
+
+def test_another_organizations_step_of_the_same_name(reader: Reader) -> None:
+    first = reader.get_provider_trace_by_step_id("step-1", "org-1")
+    second = reader.get_provider_trace_by_step_id("step-1", "org-2")
+    assert first is not None
+    assert second is not None
+    assert (first["id"], second["id"]) == ("provider_trace-0001", "provider_trace-0031")
+
+
+def test_no_organization_no_reading(reader: Reader) -> None:
+    for call in (
+        lambda: reader.get_by_step_id("step-3", ""),
+        lambda: reader.usage(None),  # type: ignore[arg-type]
+        lambda: reader.get_provider_trace_by_step_id("step-3", ""),
+    ):
+        with pytest.raises(UsageError, match="organization"):
+            call()
+
+
+def test_threads_read_side_by_side(reader: Reader) -> None:
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(
+            *(reader.get_by_id_async(f"{number:04d}", "org-1") for number in range(1, 31))
+        )
+
+    assert ids(asyncio.run(all_at_once())) == list(range(1, 31))
+
+
+def test_before_dbt_has_run_the_message_says_what_to_do(tmp_path: Path) -> None:
+    with Front(tmp_path / "server", user="ledger", password="secret") as front:
+        project = Project(tmp_path / "project", front.env())
+        project.loader("init")
+        with Reader(Settings.from_environment(project.env)) as reader:
+            with pytest.raises(UsageError, match="dbt build"):
+                reader.get_by_step_id("step-1", "org-1")
+            front.kill()
+            with pytest.raises(StoreError):
+                reader.get_by_step_id("step-1", "org-1")
+
+
+def test_an_embedded_store_is_left_after_each_read(embedded: Project, tmp_path: Path) -> None:
+    file = tmp_path / "one.ndjson"
+    file.write_text(json.dumps(record(1)) + "\n")
+    embedded.loader(str(file))
+    embedded.dbt("run", "--select", "+llm_traces_live")
+    script = (
+        "import subprocess, sys\n"
+        "from loader.reader import Reader\n"
+        "reader = Reader()\n"
+        "print(reader.get_by_step_id('step-1', 'org-1')['id'])\n"
+        "subprocess.run([sys.executable, '-m', 'loader', 'status'], check=True)\n"
+        "print(reader.get_by_step_id('step-1', 'org-1')['id'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=embedded.env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[0] == done.stdout.split()[-1] == "0001"
