@@ -1,0 +1,397 @@
+"""Land what providers charge: their cost exports as JSON, or a plain CSV.
+
+Owns reading bills by the descriptions in loader/bills.yml, amounts as exact decimals beside the
+text they were written as, and that the same bill is landed once. Refuses to know a provider, to
+land a part of a file (a part of a bill is a wrong bill), and to change what is there: of a period
+that is billed again, the last known holds, which is SQL's to say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation, localcontext
+from pathlib import Path
+from typing import Any
+
+from loader.billing import TABLES
+from loader.documents import csv_rows, json_documents, read_text, utc_moment
+from loader.errors import SourceError
+from loader.settings import Settings
+from loader.sources import STDIN, Source, find_sources
+from loader.store import Store, open_store
+
+__all__ = ["BillFormat", "BillLine", "Period", "Summary", "land_periods", "read_bill"]
+
+EXAMPLES = """\
+examples:
+  python -m loader bills openai-costs.json anthropic-cost-report.json
+  python -m loader bills other.csv                 date, amount_usd, provider, model, line_item, …
+  python -m loader bills costs.json --account eu   one of several accounts at that provider
+"""
+
+_FORMATS = Path(__file__).with_name("bills.yml")
+_PLACES = Decimal("0.000000000001")
+_DIGITS = 38
+_COLUMNS = (
+    *("provider", "account", "starts_at", "ends_at", "content_hash", "position", "format"),
+    *("project", "model", "line_item", "unit", "service_tier", "amount_text", "amount_usd"),
+    *("known_at", "source"),
+)
+_TEXTS = ("project", "model", "line_item", "unit", "service_tier")
+
+
+@dataclass(frozen=True)
+class BillFormat:
+    """A description in loader/bills.yml; what the keys mean is said there."""
+
+    name: str
+    kind: str
+    fields: Mapping[str, str]
+    divisor: int
+    provider: str = ""
+    has: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    match: Mapping[str, str] = field(default_factory=dict)
+    first_bucket: tuple[str, ...] = ()
+    first_row: tuple[str, ...] = ()
+    buckets: str = ""
+    rows: str = ""
+
+    def fits(self, document: Mapping[str, Any]) -> bool:
+        """Say whether a document (or a CSV header, as a mapping) is of this format."""
+        if any(key not in document for key in self.has) or any(
+            key in document for key in self.lacks
+        ):
+            return False
+        if any(document.get(key) != value for key, value in self.match.items()):
+            return False
+        buckets = _objects(document.get(self.buckets)) if self.buckets else []
+        rows = [row for bucket in buckets for row in _objects(bucket.get(self.rows))]
+        return all(key in bucket for bucket in buckets[:1] for key in self.first_bucket) and all(
+            key in row for row in rows[:1] for key in self.first_row
+        )
+
+
+@dataclass(frozen=True)
+class BillLine:
+    """One amount of a bill, for a period.
+
+    Attributes
+    ----------
+    provider : str
+    starts_at, ends_at : datetime.datetime
+        UTC.
+    texts : tuple of str
+        project, model, line_item, unit, service_tier; '' where the bill does not say.
+    amount_text : str
+        As it was written.
+    amount_usd : decimal.Decimal
+        To twelve decimals.
+    """
+
+    provider: str
+    starts_at: datetime
+    ends_at: datetime
+    texts: tuple[str, ...]
+    amount_text: str
+    amount_usd: Decimal
+
+
+@dataclass(frozen=True)
+class Period:
+    """All lines of a provider for one period, as one file has them: they stand or fall together."""
+
+    format: str
+    lines: tuple[BillLine, ...]
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of what the lines say, hexadecimal."""
+        said = [
+            [line.ends_at.isoformat(), *line.texts, line.amount_text, str(line.amount_usd)]
+            for line in self.lines
+        ]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    periods: int = 0
+    lines: int = 0
+    periods_already_there: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="JSON or CSV; - or nothing: standard input"
+    )
+    parser.add_argument(
+        "--provider", metavar="NAME", help="whose bill it is, as traces name the provider"
+    )
+    parser.add_argument(
+        "--account", default="", metavar="NAME", help="which of several accounts there"
+    )
+    parser.add_argument(
+        "--restate",
+        action="store_true",
+        help="land what was known before, too, where another bill of that period came since",
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Land the files and print the summary."""
+    formats = read_formats()
+    sources, _ = find_sources(args.files or [STDIN])
+    # All files are read before the first is landed: a bill that is broken lands nothing.
+    bills = [
+        (source.name, read_bill(source, settings, formats, args.provider)) for source in sources
+    ]
+    summary = Summary()
+    with open_store(settings, lambda text: print(text, file=sys.stderr)) as store:
+        store.ensure_tables("landing/billing_tables.sql", "billing_tables_ddl", TABLES)
+        for name, periods in bills:
+            landed = land_periods(store, name, periods, args.account, restate=args.restate)
+            summary.periods += len(landed)
+            summary.lines += sum(len(period.lines) for period in landed)
+            summary.periods_already_there += len(periods) - len(landed)
+    if args.json:
+        print(json.dumps(asdict(summary)))
+    else:
+        print(
+            f"landed {summary.lines:,} lines of {summary.periods:,} days; "
+            f"{summary.periods_already_there:,} days already there; in "
+            f"{settings.database}.raw_provider_bills at {settings.store_name}"
+        )
+    return 0
+
+
+def read_formats(path: Path = _FORMATS) -> tuple[BillFormat, ...]:
+    """Read the descriptions of bills."""
+    import yaml
+
+    formats = []
+    for name, entry in yaml.safe_load(path.read_text())["formats"].items():
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
+        formats.append(BillFormat(name=name, **values))
+    return tuple(formats)
+
+
+def read_bill(
+    source: Source,
+    settings: Settings,
+    formats: Iterable[BillFormat],
+    provider: str | None = None,
+) -> list[Period]:
+    """Read a file to its end, or not at all.
+
+    Parameters
+    ----------
+    source : Source
+    settings : Settings
+    formats : iterable of BillFormat
+        The first that fits is the one.
+    provider : str, optional
+        Whose bill it is; overrides the format's own and a CSV's column.
+
+    Raises
+    ------
+    SourceError
+        If it is no such bill, or a line cannot be read; the message says which.
+    """
+    text = read_text(source, settings)
+    formats = tuple(formats)
+    try:
+        if text.lstrip()[:1] in ("{", "["):
+            found = _json_lines(text, formats, provider)
+        else:
+            found = _csv_lines(text, formats, provider)
+        # Who, and from when: the lines of all pages for that period.
+        periods: dict[tuple[str, str, datetime], list[BillLine]] = {}
+        for bill_format, line in found:
+            key = (bill_format, line.provider, line.starts_at)
+            periods.setdefault(key, []).append(line)
+    except (ValueError, csv.Error) as error:
+        raise SourceError(f"{source.name}: {error}. Nothing of it was landed.") from None
+    return [Period(key[0], tuple(lines)) for key, lines in periods.items()]
+
+
+def land_periods(
+    store: Store,
+    source_name: str,
+    periods: Iterable[Period],
+    account: str = "",
+    *,
+    restate: bool = False,
+) -> list[Period]:
+    """Insert the periods that are new, as one part; return them.
+
+    Parameters
+    ----------
+    store : Store
+        With the tables there.
+    source_name : str
+        For the record of where they came from.
+    periods : iterable of Period
+    account : str
+        Which of several accounts at that provider.
+    restate : bool
+        Land those too that were known before and do not hold any more.
+    """
+    table = store.table("raw_provider_bills")
+    known = {
+        (provider, _aware(starts_at), content_hash)
+        for provider, starts_at, content_hash in store.query(
+            f"select distinct provider, starts_at, content_hash from {table}"
+            " where account = {account:String}",
+            {"account": account},
+        )
+    }
+    latest = {
+        (provider, _aware(starts_at)): (_aware(known_at), content_hash)
+        for provider, starts_at, known_at, content_hash in store.query(
+            "select provider, starts_at, max(known_at) as last_known_at,"
+            " argMax(content_hash, (known_at, content_hash))"
+            f" from {table} where account = {{account:String}} group by provider, starts_at",
+            {"account": account},
+        )
+    }
+    now = datetime.now(UTC)
+    landed, rows = [], []
+    for period in periods:
+        first, content_hash = period.lines[0], period.content_hash
+        place = (first.provider, first.starts_at)
+        before = latest.get(place)
+        if (*place, content_hash) in known and not (
+            restate and before is not None and before[1] != content_hash
+        ):
+            continue
+        known_at = now if before is None else max(now, before[0] + timedelta(microseconds=1))
+        landed.append(period)
+        for position, line in enumerate(period.lines):
+            rows.append(
+                [
+                    *(line.provider, account, line.starts_at, line.ends_at),
+                    *(content_hash, position, period.format, *line.texts),
+                    *(line.amount_text, line.amount_usd, known_at, source_name),
+                ]
+            )
+    if rows:
+        store.insert_rows("raw_provider_bills", _COLUMNS, rows)
+    return landed
+
+
+def _json_lines(
+    text: str, formats: tuple[BillFormat, ...], provider: str | None
+) -> Iterator[tuple[str, BillLine]]:
+    for page, document in enumerate(json_documents(text), start=1):
+        bill = _recognised(document, [one for one in formats if one.kind == "json"], f"page {page}")
+        for number, bucket in enumerate(_objects(document[bill.buckets])):
+            for index, row in enumerate(_objects(bucket.get(bill.rows))):
+                where = f"page {page}, {bill.buckets}[{number}].{bill.rows}[{index}]"
+                yield bill.name, _line(bill, {"bucket": bucket, **row}, provider, where)
+
+
+def _csv_lines(
+    text: str, formats: tuple[BillFormat, ...], provider: str | None
+) -> Iterator[tuple[str, BillLine]]:
+    rows = csv_rows(text)
+    number, header = next(rows, (1, [""]))
+    columns = dict.fromkeys(header, "")
+    bill = _recognised(columns, [one for one in formats if one.kind == "csv"], f"line {number}")
+    wrong = [name for name in header if name not in bill.fields.values()]
+    if wrong or len(columns) < len(header):
+        allowed = ", ".join(bill.fields.values())
+        raise ValueError(f"line {number}: the columns may be {allowed}, each once")
+    for number, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"line {number}: {len(row)} cells instead of {len(header)}")
+        yield (
+            bill.name,
+            _line(bill, dict(zip(header, row, strict=True)), provider, f"line {number}"),
+        )
+
+
+def _recognised(document: Any, formats: list[BillFormat], where: str) -> BillFormat:
+    if isinstance(document, dict):
+        for one in formats:
+            if one.fits(document):
+                return one
+    names = ", ".join(one.name for one in formats)
+    raise ValueError(f"{where}: no bill of a known format ({names}; see loader/bills.yml)")
+
+
+def _line(bill: BillFormat, row: Mapping[str, Any], provider: str | None, where: str) -> BillLine:
+    values = {name: _at(row, path) for name, path in bill.fields.items()}
+    for name, value in values.items():
+        if not (value is None or isinstance(value, str)):
+            raise ValueError(f"{where}: {bill.fields[name]} is no text and no number")
+    texts = {name: str(value).strip() for name, value in values.items() if value is not None}
+    owner = provider or texts.get("provider") or bill.provider
+    if not owner:
+        raise ValueError(f"{where}: no provider is named: add the column, or say --provider NAME")
+    currency = texts.get("currency", "usd")
+    if currency.lower() != "usd":
+        raise ValueError(f"{where}: the currency is {currency}: only USD can be compared")
+    for name in ("starts_at", "amount"):
+        if not texts.get(name):
+            raise ValueError(f"{where}: {bill.fields[name]} is missing")
+    try:
+        starts_at = utc_moment(texts["starts_at"])
+        ends_at = utc_moment(texts["ends_at"]) if texts.get("ends_at") else None
+        amount_usd = _amount(texts["amount"], bill.divisor)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return BillLine(
+        provider=owner,
+        starts_at=starts_at,
+        ends_at=ends_at or starts_at + timedelta(days=1),
+        texts=tuple(texts.get(name, "") for name in _TEXTS),
+        amount_text=texts["amount"],
+        amount_usd=amount_usd,
+    )
+
+
+def _amount(text: str, divisor: int) -> Decimal:
+    """Read an amount exactly, in whole currency units, to twelve decimals."""
+    try:
+        with localcontext(prec=2 * _DIGITS, rounding=ROUND_HALF_EVEN):
+            value = Decimal(text) / divisor
+            amount = value.quantize(_PLACES)
+    except (InvalidOperation, ValueError):
+        raise ValueError(f"{text!r} is no amount: write it like 12.34") from None
+    if not amount.is_finite() or len(amount.as_tuple().digits) > _DIGITS:
+        raise ValueError(f"{text!r} is no amount: write it like 12.34")
+    return amount
+
+
+def _at(row: Mapping[str, Any], path: str) -> Any:
+    value: Any = row
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """Give a list's objects; what is no list has none."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError("the list of periods or lines is no list of objects")
+    return value
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
