@@ -1,8 +1,8 @@
 """Land subscriptions: who is billed how, and from when on.
 
 A record is `{organization_id, plan_type, cost_source, customer_id, valid_from}`, a line of NDJSON
-or a row of CSV, optionally with `known_at`. Owns checking, times in UTC, and that the same record is
-landed once. Refuses to change what is there: a correction is a row more, and SQL decides which of
+or a row of CSV, optionally with `known_at`. Owns checking, times in UTC, and that the same record
+is landed once. Refuses to change what is there: a correction is a row more, and SQL decides which of
 two holds.
 """
 
@@ -181,15 +181,13 @@ def land_subscriptions(
     """
     table = store.table("raw_billing_accounts")
     known = {row[0] for row in store.query(f"select distinct content_hash from {table}")}
-    latest: dict[tuple[str, datetime], tuple[datetime, tuple[str | None, ...]]] = {
-        (organization, _aware(valid_from)): (_aware(known_at), terms)
-        for organization, valid_from, known_at, *terms in store.query(
-            "select organization_id, valid_from, max(known_at),"
-            " argMax((plan_type, cost_source, customer_id),"
-            " (known_at, line, content_hash)) as terms"
+    latest = {
+        (organization, _aware(valid_from)): (_aware(known_at), tuple(terms))
+        for organization, valid_from, known_at, terms in store.query(
+            "select organization_id, valid_from, max(known_at) as last_known_at,"
+            " argMax((plan_type, cost_source, customer_id), (known_at, line, content_hash))"
             f" from {table} group by organization_id, valid_from"
         )
-        for terms in (tuple(terms[0]),)
     }
     # Of one instant, the last in the source is what it says in the end.
     last = {(one.organization_id, one.valid_from): one for one in subscriptions}
