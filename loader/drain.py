@@ -320,7 +320,7 @@ class Drainer:
                         segment_size = path.lstat().st_size
                     except FileNotFoundError:
                         continue
-                    segment_rows, _ = count_frames(path)
+                    segment_rows, _, _ = count_frames(path)
                     if claim is not None and (
                         rows + segment_rows > self.options.max_rows
                         or size + segment_size > self.options.max_bytes

@@ -315,18 +315,19 @@ def _scan(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         return []
 
 
-def count_frames(path: str | os.PathLike[str]) -> tuple[int, int | None]:
+def count_frames(path: str | os.PathLike[str]) -> tuple[int, int | None, bool]:
     """Count a segment's frames by their heads alone, without reading payloads.
 
     Returns
     -------
-    (int, int or None)
-        The frames up to the first damaged head, and the header's creation time in ns.
+    (int, int or None, bool)
+        The frames up to the first damaged head; the header's creation time in ns; whether the
+        file is damaged, as far as heads tell.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return 0, None
+        return 0, None, False
     try:
         size = os.fstat(descriptor).st_size
         created_ns = decode_header(os.pread(descriptor, HEADER_BYTES, 0))
@@ -334,13 +335,13 @@ def count_frames(path: str | os.PathLike[str]) -> tuple[int, int | None]:
         frames = 0
         while offset + FRAME_BYTES <= size:
             mark, _, _, _, length, _ = _FRAME.unpack(os.pread(descriptor, FRAME_BYTES, offset))
-            offset += FRAME_BYTES + length
-            if mark != FRAME_MARK or offset > size:
+            if mark != FRAME_MARK or offset + FRAME_BYTES + length > size:
                 break
+            offset += FRAME_BYTES + length
             frames += 1
-        return frames, created_ns
+        return frames, created_ns, offset != size or created_ns is None
     except (OSError, struct.error):
-        return 0, None
+        return 0, None, False
     finally:
         os.close(descriptor)
 
@@ -358,9 +359,10 @@ def spool_status(path: str | os.PathLike[str]) -> dict[str, int | float | str | 
     dict
         ``path``; ``records`` (depth: records waiting to land) and ``bytes`` of all segments;
         ``segments_open`` (a live process writes them), ``segments_ready``, ``segments_stale``
-        (their writer is dead; a drainer takes them), ``batches`` (claimed by a drainer, not landed
+        (their writer is dead; a drainer takes them); ``batches`` (claimed by a drainer, not landed
         yet); ``oldest_age_seconds`` (null when nothing waits; 0 at least, also when the clock was
-        set back); ``foreign`` (entries that are not the spool's and are left alone).
+        set back); ``damaged`` (finished or stale segments with a torn or corrupt place, as far as
+        heads tell); ``foreign`` (entries that are not the spool's and are left alone).
 
     Raises
     ------
@@ -369,27 +371,29 @@ def spool_status(path: str | os.PathLike[str]) -> dict[str, int | float | str | 
     """
     spool = open_spool(path, create=False)
     counts = {"segments_open": 0, "segments_ready": 0, "segments_stale": 0, "batches": 0}
-    records = total_bytes = foreign = 0
+    records = total_bytes = foreign = damaged = 0
     oldest_ns: int | None = None
 
-    def look(file: os.DirEntry[str]) -> None:
-        nonlocal records, total_bytes, oldest_ns
+    def look(file: os.DirEntry[str], is_live: bool = False) -> None:
+        nonlocal records, total_bytes, oldest_ns, damaged
         try:
             total_bytes += file.stat(follow_symlinks=False).st_size
         except OSError:
             return
-        frames, created_ns = count_frames(file.path)
+        frames, created_ns, is_damaged = count_frames(file.path)
         records += frames
+        damaged += is_damaged and not is_live
         if frames and created_ns is not None:
             oldest_ns = created_ns if oldest_ns is None else min(oldest_ns, created_ns)
 
     for entry in _scan(spool):
         if SEGMENT_NAME.match(entry.name) and entry.is_file(follow_symlinks=False):
+            is_live = entry.name.endswith(".open") and is_held(entry.path)
             if entry.name.endswith(".ready"):
                 counts["segments_ready"] += 1
             else:
-                counts["segments_open" if is_held(entry.path) else "segments_stale"] += 1
-            look(entry)
+                counts["segments_open" if is_live else "segments_stale"] += 1
+            look(entry, is_live)
         elif BATCH_NAME.match(entry.name) and entry.is_dir(follow_symlinks=False):
             inner = [each for each in _scan(entry.path) if SEGMENT_NAME.match(each.name)]
             counts["batches"] += bool(inner) and not entry.name.endswith(".landed")
@@ -405,5 +409,6 @@ def spool_status(path: str | os.PathLike[str]) -> dict[str, int | float | str | 
         "bytes": total_bytes,
         **counts,
         "oldest_age_seconds": None if age is None else round(age, 3),
+        "damaged": damaged,
         "foreign": foreign,
     }

@@ -1,4 +1,4 @@
-"""Say what is landed, what waits for dbt, and what was rejected.
+"""Say what waits in the spool, what is landed, what waits for dbt, and what was rejected.
 
 It works before dbt ever ran: then everything that is landed is pending.
 """
@@ -7,30 +7,62 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from datetime import UTC, datetime
 from typing import Any
 
+from loader.errors import StoreError
+from loader.metrics import prometheus_text
 from loader.settings import Settings
+from loader.spool import spool_status
 from loader.store import RAW_TABLES, Store, open_existing_store
 
 EXAMPLES = """\
 examples:
   python -m loader status
   python -m loader status --json
+  python -m loader status --spool /var/spool/tokenledger --prometheus
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument(
+        "--spool",
+        default=os.environ.get("TOKENLEDGER_SPOOL"),
+        metavar="DIR",
+        help="look at this spool too (default: TOKENLEDGER_SPOOL)",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print it as JSON")
+    form.add_argument(
+        "--prometheus", action="store_true", help="print it as Prometheus text, also without store"
+    )
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print the status."""
-    with open_existing_store(settings) as store:
-        status = collect_status(store)
+    spool = spool_status(args.spool) if args.spool else None
+    try:
+        with open_existing_store(settings) as store:
+            status = collect_status(store)
+    except StoreError:
+        if args.prometheus:
+            print(prometheus_text(None, spool, datetime.now(UTC)), end="")
+        raise
+    if args.prometheus:
+        print(prometheus_text(status, spool, datetime.now(UTC)), end="")
+        return 0
+    status["spool"] = spool
     if args.json:
         print(json.dumps(status))
         return 0
+    if spool is not None:
+        age = spool["oldest_age_seconds"]
+        print(
+            f"spool        {spool['records']:,} records ({spool['bytes']:,} bytes) wait in "
+            f"{spool['path']}" + (f", the oldest for {age} s" if age is not None else "")
+        )
     landed, pending, done = status["landed"], status["pending"], status["transformed"]
     print(f"store        {status['database']} at {status['store']}")
     print(

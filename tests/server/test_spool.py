@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loader.metrics import prometheus_text
 from loader.spool import (
     HEADER_BYTES,
     REJECT,
@@ -24,6 +27,7 @@ from loader.spool import (
     spool_status,
 )
 from loader.writer import Writer, WriterOptions
+from tests.support.project import Project
 
 
 def segment(*payloads: bytes) -> bytes:
@@ -145,3 +149,54 @@ def test_status_tells_the_dead_from_the_living(tmp_path: Path) -> None:
     status = spool_status(spool)
     writer.close()
     assert (status["segments_stale"], status["segments_open"]) == (1, 0)
+
+
+def test_status_counts_damage_that_waits(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    with Writer(spool, WriterOptions(segment_seconds=60)) as writer:
+        writer.write({"id": "a"})
+        writer.write({"id": "b"})
+        assert spool_status(spool)["damaged"] == 0
+    (path,) = spool.iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    status = spool_status(spool)
+    assert (status["records"], status["damaged"]) == (1, 1)
+
+
+STATUS = {
+    "landed": {"batches": 2, "rows": 7, "rejects": 1, "last_landed_at": "2026-10-01T00:00:30Z"},
+    "pending": {"batches": 1, "rows": 3, "oldest_landed_at": "2026-10-01T00:00:00Z"},
+    "transformed": {"batches": 1, "rows": 4, "last_transformed_at": None},
+    "unfinished_batches": 0,
+    "rejected_by_reason": {'odd "word"\n': 1},
+}
+
+
+def test_the_status_becomes_prometheus_text(tmp_path: Path) -> None:
+    now = datetime.datetime(2026, 10, 1, 0, 1, tzinfo=datetime.UTC)
+    Writer(tmp_path / "spool").close()
+    text = prometheus_text(STATUS, spool_status(tmp_path / "spool"), now)
+    lines = text.splitlines()
+    samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert samples["tokenledger_store_up"] == "1"
+    assert samples["tokenledger_landed_rows"] == "7"
+    assert samples["tokenledger_lag_seconds"] == "60.0"
+    assert samples['tokenledger_rejected{reason="odd \\"word\\"\\n"}'] == "1"
+    assert samples[f'tokenledger_spool_records{{spool="{tmp_path}/spool"}}'] == "0"
+    assert not any("last_transformed" in name for name in samples), "what never was has no line"
+    for name in {name.partition("{")[0] for name in samples}:
+        assert lines.count(f"# TYPE {name} gauge") == 1
+    assert "tokenledger_store_up 0" in prometheus_text(None, None, now)
+
+
+def test_the_status_verb_names_the_spool(embedded: Project, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    with Writer(spool) as writer:
+        writer.write({"id": "a"})
+    embedded.loader("init")
+    told = embedded.loader("status", "--spool", str(spool)).stdout
+    assert "1 records" in told
+    found = json.loads(embedded.loader("status", "--spool", str(spool), "--json").stdout)
+    assert found["spool"]["records"] == 1
+    text = embedded.loader("status", "--spool", str(spool), "--prometheus").stdout
+    assert f'tokenledger_spool_records{{spool="{spool}"}} 1' in text
