@@ -1,0 +1,50 @@
+{#- The columns parse_responses() adds: name -> expression over its last CTE, in contract order. -#}
+{% macro response_columns() %}
+{%- set zero_is_unknown = "(provider = 'anthropic' or parse_dialect in (" ~ sql_texts(dialects_with('zero_cache', 'unknown')) ~ "))" -%}
+{%- set unread = "parse_dialect = 'none'" -%}
+{{ return({
+    'prompt_tokens': 'toInt64(parse_input)',
+    'completion_tokens': 'toInt64(parse_output)',
+    'total_tokens': "if(parse_dialect = 'none', 0, toInt64(greatest(parse_total, parse_input + parse_output)))",
+    'cached_input_tokens': 'if(' ~ unread ~ ' or (ifNull(parse_n_cached, 0) = 0 and ' ~ zero_is_unknown ~ '), null, parse_n_cached)',
+    'cache_write_tokens': 'if(' ~ unread ~ ' or (ifNull(parse_n_written, 0) = 0 and ' ~ zero_is_unknown ~ '), null, parse_n_written)',
+    'reasoning_tokens': 'if(' ~ unread ~ ', null, parse_n_reasoning)',
+    'is_error': 'CAST(parse_is_error, \'Bool\')',
+    'error_type': "if(parse_is_error, nullIf(parse_error_type, ''), null)",
+    'error_message': "if(parse_is_error, nullIf(substringUTF8(ifNull(parse_error_message, ''), 1, 1000), ''), null)",
+    'usage_dialect': 'parse_dialect',
+    'usage_status': "multiIf("
+        ~ "parse_dialect != 'none' and (notEmpty(parse_ranked)), 'reported', "
+        ~ "parse_is_found = 0 and parse_is_valid = 0 and parse_readable = '', if(parse_body = '', 'absent', 'unparsable'), "
+        ~ "notEmpty(parse_keys) and (hasAny(parse_keys, [" ~ sql_texts(usage_dialects().flat_in_pairs) ~ "]) or position(parse_text, '\"category_scores\"') > 0 or has(parse_keys, 'usage_info')), 'not_applicable', "
+        ~ "notEmpty(parse_unknown_keys), 'unrecognised', "
+        ~ "parse_countless_text != '', if(match(parse_countless_text, ':\\\\s*\"?[0-9]*[1-9]'), 'not_applicable', 'empty'), "
+        ~ "JSONHas(parse_text, 'usage'), if(JSONType(parse_text, 'usage') = 'Null', 'null', 'empty'), "
+        ~ "JSONHas(parse_text, 'response', 'usage'), if(JSONType(parse_text, 'response', 'usage') = 'Null', 'null', 'empty'), "
+        ~ "JSONHas(parse_text, 'usageMetadata'), if(JSONType(parse_text, 'usageMetadata') = 'Null', 'null', 'empty'), "
+        ~ "JSONHas(parse_text, 'usage_metadata'), if(JSONType(parse_text, 'usage_metadata') = 'Null', 'null', 'empty'), "
+        ~ "'absent')",
+    'response_model': "nullIf(coalesce(nullIf(parse_first.model, ''), nullIf(parse_second.model, ''), parse_first.modelVersion, parse_second.modelVersion, parse_first.model_version, parse_second.model_version, parse_first.model_name, parse_second.model_name), '')",
+    'service_tier': "nullIf(lower(coalesce("
+        ~ "nullIf(nullIf(trimBoth(parse_texts['service_tier'], '\"'), ''), 'null'), nullIf(nullIf(trimBoth(parse_texts['serviceTier'], '\"'), ''), 'null'), "
+        ~ "parse_first.service_tier, parse_second.service_tier, "
+        ~ "if(startsWith(ifNull(parse_first.serviceTier, ''), '{'), JSONExtractString(ifNull(parse_first.serviceTier, ''), 'type'), parse_first.serviceTier), "
+        ~ "transform(trimBoth(concat(parse_texts['trafficType'], parse_texts['traffic_type']), '\"'), ['0', '1', '2', 'null', 'TRAFFIC_TYPE_UNSPECIFIED', 'ON_DEMAND_PRIORITY', 'ON_DEMAND_FLEX'], ['', 'on_demand', 'provisioned_throughput', '', '', 'priority', 'flex']))), '')",
+    'cache_write_5m_tokens': "parse_counts['written_5m']",
+    'cache_write_1h_tokens': "parse_counts['written_1h']",
+    'input_audio_tokens': "parse_counts['input_audio']",
+    'output_audio_tokens': "parse_counts['output_audio']",
+    'input_image_tokens': "parse_counts['input_image']",
+    'output_image_tokens': "parse_counts['output_image']",
+    'web_search_requests': "coalesce(parse_counts['web_search'], "
+        ~ "toInt64OrNull(parse_first.tool_usage.web_search.num_requests), "
+        ~ "nullIf(toInt64(countEqual(parse_items, 'web_search_call')), 0), "
+        ~ "nullIf(toInt64(length(arrayFlatten(arrayConcat(parse_first.candidates.groundingMetadata.webSearchQueries, parse_first.candidates.grounding_metadata.web_search_queries)))), 0))",
+    'provider_reported_cost_usd': "coalesce(" ~ as_usd('parse_cost') ~ ", CAST(toDecimal128OrNull(parse_safe_ticks, 2) * toDecimal128('0.0000000001', 10), 'Nullable(Decimal(18, 12))'))",
+    'provider_upstream_cost_usd': as_usd("trimBoth(parse_texts['cost_details.upstream_inference_cost'], '\"')"),
+    'error_class': "if(parse_is_error, " ~ error_class_of("concat('| ', ifNull(parse_error_type, ''), ' | ', ifNull(coalesce(parse_fault_inner.code, parse_fault_outer.code), ''), ' | ', ifNull(parse_error_message, ''))") ~ ", null)",
+    'finish_reason': "if(parse_finish = 'completed' and arrayLast(item -> item not in ('', 'reasoning'), parse_items) in ('function_call', 'custom_tool_call'), 'tool_calls', " ~ finish_reason_of('parse_finish') ~ ")",
+    'finish_reason_raw': 'parse_finish',
+    'unrecognised_keys': 'parse_unknown_keys',
+}) }}
+{% endmacro %}

@@ -1,0 +1,69 @@
+{#-
+The objects one level below `parents` (Array(Tuple(path, text))), as the same type: the members that
+are objects, without those under `not_walked`, and of `walked_arrays` the last element.
+-#}
+{% macro walked_level(parents) -%}
+{%- set dialects = usage_dialects() -%}
+arrayFlatten(arrayMap(
+    parent -> arrayMap(
+        member -> (
+            if(parent.1 = '', member.1, concat(parent.1, '.', member.1)),
+            if(startsWith(member.2, '['), arrayElement(JSONExtractArrayRaw(member.2), -1), member.2)
+        ),
+        arrayFilter(
+            member -> (startsWith(member.2, '{') and member.1 not in ({{ sql_texts(dialects.not_walked) }}))
+                or (startsWith(member.2, '[{') and member.1 in ({{ sql_texts(dialects.walked_arrays) }})),
+            JSONExtractKeysAndValuesRaw(parent.2)
+        )
+    ),
+    {{ parents }}
+))
+{%- endmacro %}
+
+
+{#-
+The object and the objects in it, four levels down, breadth first, the object itself first under
+the path ''. Every level parses its objects again: for the rows that show no usage at once.
+-#}
+{% macro walked_objects(text) -%}
+{%- set first = "[('', " ~ text ~ ")]" -%}
+{%- set second = walked_level(first) -%}
+{%- set third = walked_level(second) -%}
+{%- set fourth = walked_level(third) -%}
+arrayConcat(
+    {{ first }},
+    {{ second | indent(4) }},
+    {{ third | indent(4) }},
+    {{ fourth | indent(4) }},
+    {{ walked_level(fourth) | indent(4) }}
+)
+{%- endmacro %}
+
+
+{#-
+What a walked object has to offer: 3 a usage object with counts, 2 counts of its own, 1 an error,
+0 nothing. Deeper than the body itself counts need an input and an output to be believed.
+-#}
+{% macro offer_of(object, count_pattern) -%}
+{%- set dialects = usage_dialects() -%}
+{%- set keys = "JSONExtractKeys(" ~ object ~ ".2)" -%}
+multiIf(
+    arrayExists(
+        member -> member.1 in ({{ sql_texts(dialects.usage_names + dialects.mixed_names) }})
+            and startsWith(member.2, '{') and match(member.2, '{{ count_pattern }}'),
+        JSONExtractKeysAndValuesRaw({{ object }}.2)
+    ), 3,
+    hasAny({{ keys }}, [{{ sql_texts(dialects.flat) }}])
+        and ({{ object }}.1 = '' or hasAny({{ keys }}, [{{ sql_texts(dialects.counts.prompt) }}])), 2,
+    {{ object }}.1 = '' and (
+        (has({{ keys }}, 'results') and position({{ object }}.2, '"generated_token_count"') > 0)
+        or (has({{ keys }}, 'predictions') and position({{ object }}.2, '"token_count"') > 0)
+    ), 2,
+    arrayExists(
+        member -> (member.1 = 'error' and length(member.2) > 2 and match(member.2, '^["{]'))
+            or (member.1 = 'status' and member.2 = '"failed"'),
+        JSONExtractKeysAndValuesRaw({{ object }}.2)
+    ), 1,
+    0
+)
+{%- endmacro %}
