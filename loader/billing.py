@@ -2,8 +2,8 @@
 
 A record is `{organization_id, plan_type, cost_source, customer_id, valid_from}`, a line of NDJSON
 or a row of CSV, optionally with `known_at`. Owns checking, times in UTC, and that the same record
-is landed once. Refuses to change what is there: a correction is a row more, and SQL decides which of
-two holds.
+is landed once. Refuses to change what is there: a correction is a row more, and SQL decides which
+of two holds.
 """
 
 from __future__ import annotations
