@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import queue
 import random
-import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from loader import __version__
 from loader.batches import (
@@ -27,7 +28,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
-from loader.errors import StoreError
+from loader.errors import SourceError, StoreError
 from loader.formats import Framer
 from loader.rowbinary import (
     encode_milliseconds,
@@ -39,8 +40,11 @@ from loader.settings import Settings
 from loader.sources import Source
 from loader.store import Store
 
-__all__ = ["Summary", "land_batch", "land_source"]
+__all__ = ["Summary", "land_batch", "land_source", "place_batch", "record_batch"]
 
+_Result = TypeVar("_Result")
+
+_LANDERS = 2
 _ATTEMPTS = 6
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 10.0
@@ -145,20 +149,59 @@ def land_batch(
     StoreError
         If the store failed for good, or more often than the limit. Running it again finishes.
     """
+    is_new = place_batch(store, batch, sleep)
+    if is_new:
+        record_batch(store, batch, sleep)
+    return is_new
+
+
+def place_batch(store: Store, batch: Batch, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Do all of landing but the ledger row: the raw tables hold the batch, and were asked.
+
+    Parameters, return value and errors are those of `land_batch`.
+    """
+
+    def attempt(number: int) -> bool:
+        found = _look(store, batch.batch_id)
+        if not found.in_ledger:
+            _finish(store, batch, found, number)
+        return not found.in_ledger
+
+    return _patiently(attempt, store, batch.batch_id, sleep)
+
+
+def record_batch(store: Store, batch: Batch, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Write the ledger row of a batch that was placed."""
+
+    def attempt(number: int) -> None:
+        if number == 1 or not _look(store, batch.batch_id).in_ledger:
+            query_id = f"{batch.batch_id}-ledger-{number}"
+            store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], query_id)
+
+    _patiently(attempt, store, batch.batch_id, sleep)
+
+
+def _patiently(
+    attempt: Callable[[int], _Result],
+    store: Store,
+    query_id_prefix: str,
+    sleep: Callable[[float], None],
+) -> _Result:
+    """Try, and try again after a while: a server may be away, or its answer lost.
+
+    Each attempt looks at what is there before it does anything, as the one before may have taken
+    effect. The embedded engine loses no answers: it is tried once.
+    """
     wait = _FIRST_WAIT_SECONDS
-    for attempt in range(1, _ATTEMPTS + 1):
+    for number in range(1, _ATTEMPTS + 1):
         try:
-            found = _look(store, batch.batch_id)
-            if found.in_ledger:
-                return attempt > 1
-            _finish(store, batch, found, attempt)
-            return True
+            return attempt(number)
         except StoreError as error:
-            if attempt == _ATTEMPTS or store.is_embedded or error.code in _PERMANENT_CODES:
+            if number == _ATTEMPTS or store.is_embedded or error.code in _PERMANENT_CODES:
                 raise
         sleep(wait * random.uniform(0.5, 1.5))
         wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
-        _wait_for_our_inserts(store, batch.batch_id, sleep)
+        _wait_for_our_inserts(store, query_id_prefix, sleep)
     raise AssertionError("unreachable")
 
 
@@ -170,7 +213,7 @@ def land_source(
     summary: Summary,
     on_progress: Callable[[Summary], None] | None = None,
 ) -> None:
-    """Land what is new in a source, the next batch being read while one is inserted.
+    """Land what is new in a source, two batches being inserted while the next is read.
 
     Parameters
     ----------
@@ -192,16 +235,103 @@ def land_source(
     StoreError
         If the store fails; what is in the ledger stays, and a run again does the rest.
     """
-    entries = _ledger_of(store, source) if source.is_file else []
-    for item in _ahead(_read(source, entries, framer, settings)):
-        if isinstance(item, LedgerEntry):
-            summary.add_already(item.rows, item.rejects)
-        elif land_batch(store, item):
-            summary.add_landed(item)
+    entries: list[LedgerEntry] = []
+    if source.is_file:
+        entries = _patiently(lambda number: _ledger_of(store, source), store, "", time.sleep)
+    broken: SourceError | None = None
+    with _Landers(store) as landers:
+        try:
+            for item in _read(source, entries, framer, settings):
+                if isinstance(item, LedgerEntry):
+                    summary.add_already(item.rows, item.rejects)
+                    continue
+                landers.give(item)
+                while landers.are_full:
+                    landers.take(summary)
+                    if on_progress is not None:
+                        on_progress(summary)
+        except SourceError as error:
+            broken = error
+        while landers.are_busy:
+            landers.take(summary)
+            if on_progress is not None:
+                on_progress(summary)
+    if broken is not None:
+        raise broken
+
+
+class _Landers:
+    """Two threads that place batches, while the caller makes the next and writes the ledger.
+
+    Placing is mostly compressing, which the engine does with one processor a batch. The ledger is
+    written in the order of the batches, so that its chain of a file has no gap. A single batch is
+    placed by the caller: threads and a second client would only cost time.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pool: ThreadPoolExecutor | None = None
+        self._stores: queue.SimpleQueue[Store] = queue.SimpleQueue()
+        self._first: Batch | None = None
+        self._waiting: deque[tuple[Batch, Future[bool]]] = deque()
+
+    def __enter__(self) -> _Landers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is None:
+            return
+        self._pool.shutdown(cancel_futures=True)
+        while not self._stores.empty():
+            self._stores.get().close()
+
+    @property
+    def are_full(self) -> bool:
+        """Whether one is to be taken before another is made."""
+        return len(self._waiting) >= _LANDERS
+
+    @property
+    def are_busy(self) -> bool:
+        """Whether there is something left to be taken."""
+        return self._first is not None or bool(self._waiting)
+
+    def give(self, batch: Batch) -> None:
+        """Hand over a batch."""
+        if self._pool is None:
+            if self._first is None:
+                self._first = batch
+                return
+            for _ in range(_LANDERS):
+                self._stores.put(self._store.open_another())
+            self._pool = ThreadPoolExecutor(_LANDERS, "loader-lander")
+            self._submit(self._first)
+            self._first = None
+        self._submit(batch)
+
+    def take(self, summary: Summary) -> None:
+        """Wait for the oldest batch, write its ledger row, and count it."""
+        if self._first is not None:
+            batch, self._first = self._first, None
+            is_new = place_batch(self._store, batch)
         else:
-            summary.add_already(item.rows, item.rejects)
-        if on_progress is not None:
-            on_progress(summary)
+            batch, future = self._waiting.popleft()
+            is_new = future.result()
+        if is_new:
+            record_batch(self._store, batch)
+            summary.add_landed(batch)
+        else:
+            summary.add_already(batch.rows, batch.rejects)
+
+    def _submit(self, batch: Batch) -> None:
+        assert self._pool is not None
+        self._waiting.append((batch, self._pool.submit(self._place, batch)))
+
+    def _place(self, batch: Batch) -> bool:
+        store = self._stores.get()
+        try:
+            return place_batch(store, batch)
+        finally:
+            self._stores.put(store)
 
 
 def _read(
@@ -219,37 +349,6 @@ def _read(
             yield encode_batch(cut, framer, settings)
     finally:
         stream.close()
-
-
-def _ahead(items: Iterator[LedgerEntry | Batch]) -> Iterator[LedgerEntry | Batch]:
-    """Run an iterator in a thread, one item ahead of who takes them.
-
-    The next item is begun when the one before is taken, so that two are in memory, not three.
-    """
-    ready: queue.Queue[LedgerEntry | Batch | BaseException | None] = queue.Queue()
-    wanted = threading.Semaphore(1)
-    is_stopped = False
-
-    def work() -> None:
-        try:
-            while wanted.acquire() and not is_stopped:
-                item = next(items, None)
-                ready.put(item)
-                if item is None:
-                    return
-        except BaseException as error:
-            ready.put(error)
-
-    threading.Thread(target=work, name="loader-reader", daemon=True).start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            wanted.release()
-            yield item
-    finally:
-        is_stopped = True
-        wanted.release()
 
 
 def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
@@ -301,7 +400,6 @@ def _finish(store: Store, batch: Batch, found: _Found, attempt: int) -> None:
             f"rejects of batch {batch.batch_id} after inserting {batch.rows} and {batch.rejects}. "
             "Nothing is lost: run it again."
         )
-    store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], f"{query_id}-ledger")
 
 
 def _ledger_row(batch: Batch) -> bytes:
@@ -325,6 +423,6 @@ def _ledger_row(batch: Batch) -> bytes:
 def _wait_for_our_inserts(store: Store, batch_id: str, sleep: Callable[[float], None]) -> None:
     """After a lost answer: an insert of ours that still runs is not to be overtaken by another."""
     waited = 0.0
-    while waited < _STILL_RUNNING_SECONDS and store.is_running(batch_id):
+    while batch_id and waited < _STILL_RUNNING_SECONDS and store.is_running(batch_id):
         sleep(0.5)
         waited += 0.5

@@ -229,6 +229,15 @@ class Store:
         for statement in render_statements(macro_file, macro, self.database, self.settings.cluster):
             self.command(statement)
 
+    def open_another(self) -> Store:
+        """Open a second store of the same kind at the same place, for another thread."""
+        if self.is_embedded:
+            path = os.path.realpath(self.settings.chdb_path)
+            client = self._guarded("opening it again", lambda: _open_chdb_client(path))
+        else:
+            client = _open_server(self.settings)
+        return type(self)(client, self.settings)
+
     def close(self) -> None:
         """Close the client, and with it the embedded engine and its lock."""
         self._client.close()
@@ -265,16 +274,12 @@ def open_store(settings: Settings, on_wait: Callable[[str], None] | None = None)
 
     def opener() -> Client:
         try:
-            return clickhouse_connect.get_client(
-                interface="chdb", path=path, query_limit=0, settings=_SESSION_SETTINGS
-            )
+            return _open_chdb_client(path)
         except ClientError:
             # A look at the lock by another process is a lock too, for an instant.
             if find_holder(path) is not None:
                 raise
-            return clickhouse_connect.get_client(
-                interface="chdb", path=path, query_limit=0, settings=_SESSION_SETTINGS
-            )
+            return _open_chdb_client(path)
 
     def tell(holder: object) -> None:
         if on_wait is not None:
@@ -323,6 +328,12 @@ def render_statements(
     template = jinja2.Environment(autoescape=False).from_string(source)
     text = str(getattr(template.module, macro)(database, cluster))
     return [part.strip() for part in text.split(";;") if part.strip()]
+
+
+def _open_chdb_client(path: str) -> Client:
+    return clickhouse_connect.get_client(
+        interface="chdb", path=path, query_limit=0, settings=_SESSION_SETTINGS
+    )
 
 
 def _open_server(settings: Settings) -> Client:

@@ -30,6 +30,7 @@ create table if not exists `{{ database }}`.raw_traces{{ on_cluster }}
 engine = {{ engine }}
 partition by toYYYYMM(landed_at)
 order by (batch_id, position)
+settings min_parts_to_merge_at_once = 20
 ;;
 create table if not exists `{{ database }}`.raw_rejects{{ on_cluster }}
 (

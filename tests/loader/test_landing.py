@@ -210,7 +210,7 @@ def test_does_not_write_the_ledger_when_the_counts_are_not_there(store: Store) -
     assert counts(store) == (0, 0, 0)
 
 
-def test_the_reading_thread_ends_with_an_error(store: Store, tmp_path: Path) -> None:
+def test_the_landing_threads_end_with_an_error(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "a.ndjson"
     path.write_bytes(LINES * 50)
     settings = dataclasses.replace(store.settings, batch_lines=5)
@@ -222,8 +222,9 @@ def test_the_reading_thread_ends_with_an_error(store: Store, tmp_path: Path) -> 
 
     with pytest.raises(StoreError):
         land_source(Broken(store._client, store.settings), source, FRAMER, settings, Summary())
+    assert counts(store) == (0, 0, 0)
     for thread in threading.enumerate():
-        if thread.name == "loader-reader":
+        if thread.name.startswith("loader-lander"):
             thread.join(timeout=10)
             assert not thread.is_alive()
 
@@ -247,3 +248,27 @@ def test_what_came_before_a_broken_end_is_landed(store: Store, tmp_path: Path) -
     )[0][0]
     assert torn <= 1
     assert counts(store)[:2] == (3000, 2000 + torn)
+
+
+def test_the_ledger_has_no_gap_when_a_batch_fails(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b"".join(b'{"request_json":%d}\n' % number for number in range(40)))
+    settings = dataclasses.replace(store.settings, batch_lines=5)
+    source = Source(str(path), str(path), True)
+
+    class FailsOnce(Store):
+        def insert_binary(
+            self, table: str, columns: Sequence[str], chunks: Sequence[Buffer], *rest: Any
+        ) -> None:
+            if b"12" in map(bytes, chunks):
+                raise StoreError("no", 497)
+            super().insert_binary(table, columns, chunks, *rest)
+
+    with pytest.raises(StoreError):
+        land_source(FailsOnce(store._client, store.settings), source, FRAMER, settings, Summary())
+    landed = store.query(f"select start_offset from {store.table('raw_batches')} order by 1")
+    assert len(landed) == 2
+    summary = Summary()
+    land_source(store, source, FRAMER, settings, summary)
+    assert (summary.batches_already, summary.batches) == (2, 6)
+    assert counts(store) == (40, 0, 8)
