@@ -2,7 +2,7 @@
     works before anything has landed. The loader makes them from the same definition. -#}
 {%- macro create_raw_tables() -%}
     {%- if execute -%}
-        {%- for statement in raw_tables_ddl(target.schema).split(';;') if statement.strip() -%}
+        {%- for statement in raw_tables_ddl(target.schema, target.get('cluster')).split(';;') if statement.strip() -%}
             {%- do run_query(statement) -%}
         {%- endfor -%}
         {%- set transformed_batches = api.Relation.create(

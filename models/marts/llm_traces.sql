@@ -2,7 +2,6 @@
     config(
         materialized='incremental',
         incremental_strategy='append',
-        engine='MergeTree()',
         order_by=['organization_id', 'created_at', 'id'],
         partition_by='toYYYYMM(created_at)',
         indexes=[
@@ -15,7 +14,7 @@
             'throw_on_max_partitions_per_insert_block': 0,
             'max_insert_threads': 2,
         },
-        pre_hook=["{{ reopen_batches() }}", "{{ mend_indexes() }}"],
+        pre_hook=["{{ refuse_rebuild_of_retired() }}", "{{ reopen_batches() }}", "{{ mend_indexes() }}"],
         full_refresh=var('rebuild_llm_traces', false),
     )
 }}

@@ -18,13 +18,34 @@ pending as (
     select * from {{ ref('int_batches__pending') }}
 ),
 
+{# Rows that retention or an erasure took away on purpose are not waited for. #}
+
+retired as (
+    select
+        batch_id,
+        groupUniqArrayArray(positions) as positions_retired,
+        max(is_whole) as is_whole
+    from {{ source('operations', 'retired_batches') }}
+    where
+        raw_table = 'raw_traces'
+        and batch_id in (select batch_id from pending)
+    group by batch_id
+),
+
 arrived as (
     select
         id,
         batch_id,
         position
     from {{ ref('int_traces__unioned') }}
-    where batch_id in (select batch_id from pending)
+    where
+        batch_id in (select batch_id from pending)
+        and (batch_id, position) not in (
+            select
+                batch_id,
+                arrayJoin(positions_retired) as position
+            from retired
+        )
 ),
 
 stored as (
@@ -57,9 +78,13 @@ final as (
         now64(3, 'UTC') as transformed_at
     from pending
     left join read_back on pending.batch_id = read_back.batch_id
+    left join retired on pending.batch_id = retired.batch_id
     where
         read_back.ids_missing = 0
-        and read_back.rows_found = pending.`rows`
+        and (
+            retired.is_whole
+            or read_back.rows_found + length(retired.positions_retired) = pending.`rows`
+        )
 )
 
 select * from final

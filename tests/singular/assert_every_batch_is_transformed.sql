@@ -1,7 +1,7 @@
 {{ config(severity='warn') }}
 -- depends_on: {{ ref("transformed_batches") }}
-{#- A batch that stays pending after a run could not be read back whole: a format without a staging
-    model, or rows that are gone. On a server, one that landed during the run shows here until the next. -#}
+{# A batch that stays pending after a run could not be read back whole: a format without a staging
+    model, or rows that are gone. On a server, one that landed during the run shows here until the next. #}
 
 select
     batch_id,

@@ -1,5 +1,5 @@
 {#- Conservation, landing: each line of a batch is a row or a reject, and the ledger says how many.
-    Batches whose raw rows have been retired by the retention are past counting. -#}
+    What retention or an erasure took away on purpose is counted as it was recorded. -#}
 
 with
 
@@ -7,11 +7,30 @@ batches as (
     select * from {{ source('raw', 'raw_batches') }}
 ),
 
+retired as (
+    select * from {{ source('operations', 'retired_batches') }}
+),
+
+{# Recorded first and deleted second: after a kill a position may be in both, and counts once. #}
+
 row_counts as (
     select
         batch_id,
         uniqExact(position) as found
-    from {{ source('raw', 'raw_traces') }}
+    from (
+        select
+            batch_id,
+            position
+        from {{ source('raw', 'raw_traces') }}
+
+        union all
+
+        select
+            batch_id,
+            arrayJoin(positions) as position
+        from retired
+        where raw_table = 'raw_traces'
+    )
     group by batch_id
 ),
 
@@ -19,7 +38,20 @@ reject_counts as (
     select
         batch_id,
         uniqExact(position) as found
-    from {{ source('raw', 'raw_rejects') }}
+    from (
+        select
+            batch_id,
+            position
+        from {{ source('raw', 'raw_rejects') }}
+
+        union all
+
+        select
+            batch_id,
+            arrayJoin(positions) as position
+        from retired
+        where raw_table = 'raw_rejects'
+    )
     group by batch_id
 ),
 
@@ -34,8 +66,20 @@ final as (
     left join reject_counts on batches.batch_id = reject_counts.batch_id
     where
         batches.lines != batches.`rows` + batches.rejects
-        or batches.`rows` != row_counts.found
-        or batches.rejects != reject_counts.found
+        or (
+            batches.`rows` != row_counts.found
+            and batches.batch_id not in (
+                select batch_id from retired
+                where raw_table = 'raw_traces' and is_whole
+            )
+        )
+        or (
+            batches.rejects != reject_counts.found
+            and batches.batch_id not in (
+                select batch_id from retired
+                where raw_table = 'raw_rejects' and is_whole
+            )
+        )
 )
 
 select * from final

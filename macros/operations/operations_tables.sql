@@ -1,0 +1,87 @@
+{#
+What the operations (retire, erase, reparse) remember, in tables of their own.
+
+- retired_batches: which raw rows are gone on purpose. Written before anything is deleted, so that a
+  count of what landed stays true whenever the operation is killed.
+- erasures:        that something was erased, without saying what: a hash stands for the subject.
+- reparse_reports: what a reparse would change, as it was looked at before it was applied.
+#}
+
+{#- on-run-start: the tables, where they are missing. -#}
+{%- macro create_operations_tables() -%}
+    {%- if execute -%}
+        {%- for statement in operations_tables_ddl(target.schema, target.get('cluster')).split(';;') if statement.strip() -%}
+            {%- do run_query(statement) -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- The statements, separated by `;;`; all idempotent, like those of raw_tables_ddl(). -#}
+{%- macro operations_tables_ddl(database, cluster=none) -%}
+{%- set on_cluster = (" on cluster `" ~ cluster ~ "`") if cluster else "" -%}
+{%- set engine = "ReplicatedMergeTree" if cluster else "MergeTree" -%}
+create table if not exists `{{ database }}`.retired_batches{{ on_cluster }}
+(
+    batch_id String comment 'The batch',
+    raw_table LowCardinality(String) comment 'raw_traces or raw_rejects',
+    reason LowCardinality(String) comment 'retention or erasure',
+    is_whole Bool comment 'Whether all of its rows of that table are gone',
+    positions Array(UInt32) comment 'Which rows are gone, when not all are',
+    retired_at DateTime64(3, 'UTC') comment 'When it was decided; the rows went just after'
+)
+engine = {{ engine }}
+order by (raw_table, batch_id)
+;;
+create table if not exists `{{ database }}`.erasures{{ on_cluster }}
+(
+    subject_kind LowCardinality(String) comment 'organization, user, customer or agent',
+    subject_hash String comment 'SHA-256 of the subject, in hex: enough to answer whether it was done',
+    raw_traces UInt64 comment 'Rows deleted there',
+    raw_rejects UInt64 comment 'Rows deleted there',
+    traces UInt64 comment 'Rows deleted from llm_traces',
+    erased_at DateTime64(3, 'UTC') comment 'When it was complete'
+)
+engine = {{ engine }}
+order by erased_at
+;;
+create table if not exists `{{ database }}`.reparse_reports{{ on_cluster }}
+(
+    parser_version LowCardinality(String) comment 'The rules that were tried',
+    from_time DateTime64(6, 'UTC') comment 'First created_at looked at',
+    to_time DateTime64(6, 'UTC') comment 'The created_at before which it ended',
+    provider LowCardinality(String) comment 'Provider of the traces',
+    dialect_before LowCardinality(String) comment 'usage_dialect as stored',
+    dialect_after LowCardinality(String) comment 'usage_dialect by these rules',
+    traces UInt64 comment 'Traces read by other rules than these',
+    changed UInt64 comment 'Of them, those that become different',
+    prompt_tokens_before Int64 comment 'Sum as stored, tokens',
+    prompt_tokens_after Int64 comment 'Sum by these rules, tokens',
+    completion_tokens_before Int64 comment 'Sum as stored, tokens',
+    completion_tokens_after Int64 comment 'Sum by these rules, tokens',
+    errors_before UInt64 comment 'Failed calls as stored',
+    errors_after UInt64 comment 'Failed calls by these rules',
+    reported_at DateTime64(3, 'UTC') comment 'When it was looked at'
+)
+engine = {{ engine }}
+order by (parser_version, from_time, to_time, reported_at)
+{%- endmacro -%}
+
+{#- The ON CLUSTER clause for DDL of our own; empty without a cluster in the profile. -#}
+{%- macro on_cluster() -%}
+    {{ return(' on cluster `' ~ target.get('cluster') ~ '`' if target.get('cluster') else '') }}
+{%- endmacro -%}
+
+{#- The engine of tables of our own; dbt's models get theirs in dbt_project.yml, by the same rule. -#}
+{%- macro ledger_engine() -%}
+    {{ return('ReplicatedMergeTree' if target.get('cluster') else 'MergeTree') }}
+{%- endmacro -%}
+
+{#- A text as a SQL literal: dbt binds no values, so this is where they are escaped. -#}
+{%- macro sql_text(value) -%}
+    {{ return("'" ~ (value | string).replace('\\', '\\\\').replace("'", "\\'") ~ "'") }}
+{%- endmacro -%}
+
+{#- Run a statement and wait until it has taken effect on every replica. -#}
+{%- macro run_and_wait(statement) -%}
+    {%- do run_query(statement ~ ' settings mutations_sync = 2, alter_sync = 2, allow_nondeterministic_mutations = 1') -%}
+{%- endmacro -%}

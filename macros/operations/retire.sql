@@ -1,0 +1,146 @@
+{#
+Retention: raw rows, rejects and payloads older than so many days are deleted; tokens, errors,
+billing and costs live on. Off until the variables say otherwise:
+
+    retain_raw_days       rows of raw_traces, by when their batch landed
+    retain_reject_days    rows of raw_rejects, by when their batch landed
+    retain_payload_days   request_json and response_json of llm_traces, by created_at
+
+    dbt run-operation retire --args '{dry_run: true}'     what would go
+    dbt run-operation retire                              let it go
+
+Only batches that count as transformed lose their raw rows. What goes is recorded in
+retired_batches first, so that a killed run is completed by the next, and the conservation tests stay
+true. A partition of which all is old is dropped; of others the old rows are deleted by a mutation.
+-#}
+{%- macro retire(dry_run=false) -%}
+    {%- set raw_days = _retention_days('retain_raw_days') -%}
+    {%- set reject_days = _retention_days('retain_reject_days') -%}
+    {%- set payload_days = _retention_days('retain_payload_days') -%}
+    {%- if raw_days is none and reject_days is none and payload_days is none -%}
+        {%- do print('nothing to retire: none of retain_raw_days, retain_reject_days, retain_payload_days is set') -%}
+        {{ return('') }}
+    {%- endif -%}
+    {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- do create_operations_tables() -%}
+    {%- if raw_days is not none -%}
+        {%- do _retire_raw('raw_traces', raw_days, dry_run) -%}
+    {%- endif -%}
+    {%- if reject_days is not none -%}
+        {%- do _retire_raw('raw_rejects', reject_days, dry_run) -%}
+    {%- endif -%}
+    {%- if payload_days is not none -%}
+        {%- do _retire_payloads(payload_days, dry_run) -%}
+    {%- endif -%}
+    {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
+{%- endmacro -%}
+
+{#- A variable of days: none when unset, an error when it is no whole number above 0. -#}
+{%- macro _retention_days(name) -%}
+    {%- set value = var(name, none) -%}
+    {%- if value is none or value == '' -%}{{ return(none) }}{%- endif -%}
+    {%- if not (value | string).isdigit() or value | int < 1 -%}
+        {{ exceptions.raise_compiler_error(name ~ ' is ' ~ value ~ ': it has to be a whole number of days above 0.') }}
+    {%- endif -%}
+    {{ return(value | int) }}
+{%- endmacro -%}
+
+{#- The batches whose rows of a raw table are old enough to go: a select of batch_id. -#}
+{%- macro _old_batches(raw_table, days) -%}
+    select batch_id from {{ source('raw', 'raw_batches') }}
+    where
+        landed_at < now64(3, 'UTC') - interval {{ days }} day
+        {%- if raw_table == 'raw_traces' %}
+        and batch_id in (select batch_id from {{ ref('transformed_batches') }})
+        {%- endif %}
+{%- endmacro -%}
+
+{%- macro _retire_raw(raw_table, days, dry_run) -%}
+    {%- set table = source('raw', raw_table) -%}
+    {%- set whole = "select batch_id from " ~ source('operations', 'retired_batches')
+        ~ " where raw_table = '" ~ raw_table ~ "' and is_whole" -%}
+    {%- set size = 'sum(length(raw))' if raw_table == 'raw_rejects'
+        else 'sum(length(request_json) + length(response_json) + length(envelope_json))' -%}
+    {%- set report = run_query(
+        "select '" ~ raw_table ~ "' as `table`, count() as `rows`, uniqExact(batch_id) as batches, "
+        ~ size ~ " as bytes, min(landed_at) as oldest, max(landed_at) as newest from " ~ table
+        ~ " where batch_id in (" ~ _old_batches(raw_table, days) ~ ") or batch_id in (" ~ whole ~ ")"
+    ) -%}
+    {%- do print((raw_table ~ ': ') ~ ('would retire' if dry_run else 'retiring') ~ ' what landed more than ' ~ days ~ ' days ago') -%}
+    {%- do report.print_table(max_columns=none, max_column_width=40) -%}
+    {%- if not dry_run -%}
+        {%- do run_query(
+            "insert into " ~ source('operations', 'retired_batches')
+            ~ " (batch_id, raw_table, reason, is_whole, positions, retired_at)"
+            ~ " select distinct batch_id, '" ~ raw_table ~ "', 'retention', true, [], now64(3, 'UTC') from " ~ table
+            ~ " where batch_id in (" ~ _old_batches(raw_table, days) ~ ") and batch_id not in (" ~ whole ~ ")"
+        ) -%}
+        {%- set old_partitions = run_query(
+            "select toString(toYYYYMM(landed_at)) as partition from " ~ table
+            ~ " group by partition having countIf(batch_id not in (" ~ whole ~ ")) = 0"
+            ~ " and partition < toString(toYYYYMM(now()))"
+        ) -%}
+        {%- for row in old_partitions.rows -%}
+            {%- do run_query('alter table ' ~ storage_of(table) ~ on_cluster() ~ " drop partition id '" ~ row[0] ~ "'") -%}
+        {%- endfor -%}
+        {%- if run_query("select 1 from " ~ table ~ " where batch_id in (" ~ whole ~ ") limit 1").rows | length > 0 -%}
+            {%- do run_and_wait(
+                'alter table ' ~ storage_of(table) ~ on_cluster() ~ ' delete where batch_id in (' ~ whole ~ ')'
+            ) -%}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{%- macro _retire_payloads(days, dry_run) -%}
+    {%- set is_old = "created_at < now64(6, 'UTC') - interval " ~ days ~ " day"
+        ~ " and (request_json != '' or response_json != '')" -%}
+    {%- set report = run_query(
+        "select 'llm_traces' as `table`, count() as `rows`, sum(length(request_json) + length(response_json)) as bytes,"
+        ~ " min(created_at) as oldest, max(created_at) as newest from " ~ ref('llm_traces') ~ " where " ~ is_old
+    ) -%}
+    {%- do print('llm_traces: ' ~ ('would empty' if dry_run else 'emptying') ~ ' request_json and response_json of calls made more than ' ~ days ~ ' days ago') -%}
+    {%- do report.print_table(max_columns=none, max_column_width=40) -%}
+    {%- if not dry_run -%}
+        {%- set months = run_query(
+            "select toString(toYYYYMM(created_at)) as partition, max(created_at) < now64(6, 'UTC') - interval "
+            ~ days ~ " day as is_all_old from " ~ ref('llm_traces') ~ " where toYYYYMM(created_at) in"
+            ~ " (select distinct toYYYYMM(created_at) from " ~ ref('llm_traces') ~ " where " ~ is_old ~ ") group by partition"
+        ) -%}
+        {%- for row in months.rows -%}
+            {%- if row[1] | int -%}
+                {%- do run_and_wait('alter table ' ~ storage_of(ref('llm_traces')) ~ on_cluster()
+                    ~ " clear column request_json in partition id '" ~ row[0] ~ "',"
+                    ~ " clear column response_json in partition id '" ~ row[0] ~ "'") -%}
+            {%- else -%}
+                {%- do run_and_wait('alter table ' ~ storage_of(ref('llm_traces')) ~ on_cluster()
+                    ~ " update request_json = '', response_json = '' in partition id '" ~ row[0] ~ "' where " ~ is_old) -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- The table that holds a relation's rows here: the relation itself, or its part on this shard. -#}
+{%- macro storage_of(relation) -%}
+    {%- set local = relation.incorporate(path={'identifier': relation.identifier ~ '_local'}) -%}
+    {{ return(local if var('sharded', false) and load_relation(local) is not none else relation) }}
+{%- endmacro -%}
+
+{#- pre_hook of llm_traces: a rebuild would lose what raw_traces no longer holds. -#}
+{%- macro refuse_rebuild_of_retired() -%}
+    {%- if execute and not is_incremental() and not var('rebuild_without_retired', false) -%}
+        {%- set retired = source('operations', 'retired_batches') -%}
+        {%- set gone = run_query(
+            "select count(), min(landed_at), max(landed_at) from " ~ source('raw', 'raw_batches')
+            ~ " where batch_id in (select batch_id from " ~ retired
+            ~ " where raw_table = 'raw_traces' and reason = 'retention')"
+        ) -%}
+        {%- if gone.rows[0][0] | int > 0 -%}
+            {{ exceptions.raise_compiler_error(
+                'llm_traces cannot be built anew: the raw rows of ' ~ gone.rows[0][0] ~ ' batches, landed from '
+                ~ gone.rows[0][1] ~ ' to ' ~ gone.rows[0][2] ~ ', have been retired, and their traces are only in '
+                ~ 'llm_traces. To read history by new rules use the operation reparse; to restore a table, a backup. '
+                ~ 'To go on and lose these traces: --vars "rebuild_without_retired: true".'
+            ) }}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}

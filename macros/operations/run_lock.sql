@@ -1,0 +1,142 @@
+{#
+One run at a time on a shared store.
+
+A lock is an empty table `run_lock_<n>` whose comment names its owner; the highest n is the lock.
+`create table if not exists` is atomic, and so is who wins it: everyone who finds n free (or its
+owner dead) tries to make n + 1, reads it back, and holds it only if the comment is its own and no
+higher one exists. Numbers only grow, so that a slow process can never take away what came after.
+
+An owner that is killed leaves its lock. It counts as dead when its lock was not touched for
+`run_lock_stale_seconds`, and no statement of its invocation is running: every statement carries the
+invocation's id in its comment, and each model touches the lock before it builds. An owner that was
+only asleep finds a higher lock before its next model, and stops there.
+
+The embedded engine needs none of this: one process at a time holds the path.
+#}
+
+{#- Whether other processes may be at work on the same store. -#}
+{%- macro is_shared_store() -%}
+    {{ return(target.type != 'chdb') }}
+{%- endmacro -%}
+
+{#- The comment on every statement that dbt sends: what a waiting run looks for. -#}
+{%- macro run_comment(node) -%}
+    tokenledger run {{ invocation_id }}{{ ' ' ~ node.unique_id if node else '' }}
+{%- endmacro -%}
+
+{#- on-run-start, and the first line of an operation: take the lock, wait for it, or refuse. -#}
+{%- macro take_run_lock() -%}
+    {%- if execute and is_shared_store() and flags.WHICH != 'test' -%}
+        {%- set limit = var('run_lock_wait_seconds', 600) | int -%}
+        {%- set stale = var('run_lock_stale_seconds', 120) | int -%}
+        {%- set state = namespace(held=false, quiet=0, told=false, seen='') -%}
+        {%- for turn in range(limit // 3 + 1) if not state.held -%}
+            {%- set lock = _newest_run_lock() -%}
+            {%- if lock.is_running or lock.owner ~ lock.touched != state.seen -%}
+                {%- set state.quiet = 0 -%}
+            {%- endif -%}
+            {%- set state.seen = lock.owner ~ lock.touched -%}
+            {%- set is_dead = lock.idle_seconds >= stale and state.quiet >= 4 -%}
+            {%- if lock.owner in ('', 'free') or is_dead -%}
+                {%- if is_dead -%}
+                    {%- do log('the run ' ~ lock.owner ~ ' ended without freeing its lock: taking it over', info=true) -%}
+                {%- endif -%}
+                {%- set state.held = _make_run_lock(lock.number + 1) -%}
+            {%- else -%}
+                {%- if not state.told -%}
+                    {%- do log('waiting up to ' ~ limit ~ ' s for the run ' ~ lock.owner ~ ' to end', info=true) -%}
+                    {%- set state.told = true -%}
+                {%- endif -%}
+                {%- set state.quiet = state.quiet + 1 -%}
+                {%- do run_query('select sleep(3)') -%}
+            {%- endif -%}
+        {%- endfor -%}
+        {%- if not state.held -%}
+            {%- set lock = _newest_run_lock() -%}
+            {{ exceptions.raise_compiler_error(
+                'another run holds the store: ' ~ lock.owner ~ ', lock ' ~ lock.number ~ ', last seen '
+                ~ lock.idle_seconds ~ ' s ago. Nothing was done. Run again when it has ended, or wait '
+                ~ 'longer: --vars "run_lock_wait_seconds: 3600".'
+            ) }}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- Before each model: still ours? Then touch it. -#}
+{%- macro keep_run_lock() -%}
+    {%- if execute and is_shared_store() -%}
+        {%- set lock = _newest_run_lock() -%}
+        {%- if lock.owner != invocation_id -%}
+            {{ exceptions.raise_compiler_error(
+                'this run lost its lock to ' ~ (lock.owner or 'nobody') ~ ': it had not been seen for '
+                ~ 'longer than run_lock_stale_seconds. Nothing is lost: run again.'
+            ) }}
+        {%- endif -%}
+        {%- do run_query(_touch_run_lock(lock.number, invocation_id)) -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- on-run-end, and the last line of an operation. -#}
+{%- macro free_run_lock() -%}
+    {%- if execute and is_shared_store() and flags.WHICH != 'test' -%}
+        {%- set lock = _newest_run_lock() -%}
+        {%- if lock.owner == invocation_id -%}
+            {%- do run_query(_touch_run_lock(lock.number, 'free')) -%}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{%- macro _touch_run_lock(number, owner) -%}
+    alter table {{ target.schema }}.run_lock_{{ number }}{{ on_cluster() }}
+        modify comment '{{ owner }} {{ modules.datetime.datetime.utcnow().isoformat() }}'
+{%- endmacro -%}
+
+{%- macro _newest_run_lock() -%}
+    {%- set answer = run_query(
+        "with locks as ("
+        ~ " select toUInt64(substring(name, 10)) as number, splitByChar(' ', comment)[1] as owner,"
+        ~ " comment, dateDiff('second', metadata_modification_time, now()) as idle"
+        ~ " from system.tables where database = " ~ sql_text(target.schema)
+        ~ " and match(name, '^run_lock_[0-9]+$') order by number desc limit 1)"
+        ~ " select number, owner, comment, idle,"
+        ~ " (select count() from system.processes where length((select any(owner) from locks)) > 30"
+        ~ " and position(query, concat('tokenledger run ', (select any(owner) from locks))) > 0)"
+        ~ " as running from locks"
+    ) -%}
+    {%- if answer.rows | length == 0 -%}
+        {{ return({'number': 0, 'owner': '', 'touched': '', 'idle_seconds': 0, 'is_running': false}) }}
+    {%- endif -%}
+    {%- set row = answer.rows[0] -%}
+    {{ return({
+        'number': row[0] | int, 'owner': row[1], 'touched': row[2],
+        'idle_seconds': row[3] | int, 'is_running': row[4] | int > 0,
+    }) }}
+{%- endmacro -%}
+
+{#- Make a lock and say whether it is ours; then older ones go. -#}
+{%- macro _make_run_lock(number) -%}
+    {%- do run_query(
+        'create table if not exists ' ~ target.schema ~ '.run_lock_' ~ number ~ on_cluster()
+        ~ " (nothing UInt8) engine = Null comment '" ~ invocation_id ~ " made'"
+    ) -%}
+    {%- set lock = _newest_run_lock() -%}
+    {%- if lock.owner != invocation_id -%}
+        {#- Overtaken: what we made is ours to remove, if we made it. -#}
+        {%- set mine = run_query(
+            'select 1 from system.tables where database = ' ~ sql_text(target.schema)
+            ~ " and name = 'run_lock_" ~ number ~ "' and startsWith(comment, '" ~ invocation_id ~ "')"
+        ) -%}
+        {%- if mine.rows | length > 0 -%}
+            {%- do run_query('drop table if exists ' ~ target.schema ~ '.run_lock_' ~ number ~ on_cluster()) -%}
+        {%- endif -%}
+        {{ return(false) }}
+    {%- endif -%}
+    {%- set older = run_query(
+        'select name from system.tables where database = ' ~ sql_text(target.schema)
+        ~ " and match(name, '^run_lock_[0-9]+$') and toUInt64(substring(name, 10)) < " ~ number
+    ) -%}
+    {%- for row in older.rows -%}
+        {%- do run_query('drop table if exists ' ~ target.schema ~ '.' ~ row[0] ~ on_cluster()) -%}
+    {%- endfor -%}
+    {{ return(true) }}
+{%- endmacro -%}
