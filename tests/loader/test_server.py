@@ -1,0 +1,81 @@
+"""Landing on a server that misbehaves: answers lost, refusals, a restart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.http_front import Front
+from tests.support.project import Project
+
+LINES = 400
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[Front]:
+    with Front(tmp_path / "server") as running:
+        yield running
+
+
+@pytest.fixture
+def project(front: Front, tmp_path: Path) -> Project:
+    return Project(tmp_path / "project", front.env("llm") | {"TOKENLEDGER_BATCH_LINES": "20"})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a.ndjson"
+    lines = [f'{{"request_json":{n}.0}}' if n % 5 else f"bad {n}" for n in range(LINES)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def check(project: Project) -> None:
+    held = project.query(
+        "select (select count() from llm.raw_traces) as traces,"
+        " (select uniqExact(request_json) from llm.raw_traces) as texts,"
+        " (select count() from llm.raw_rejects) as rejects,"
+        " (select count() from llm.raw_batches) as batches,"
+        " (select uniqExact(batch_id) from llm.raw_batches) as ids"
+    )[0]
+    assert list(held.values()) == [LINES * 4 // 5, LINES * 4 // 5, LINES // 5, 20, 20]
+
+
+@pytest.mark.parametrize("kind", ["drop", "answer"])
+@pytest.mark.parametrize("effect", ["none", "done"])
+def test_lost_answers_neither_lose_nor_double(
+    front: Front, project: Project, file: Path, kind: str, effect: str
+) -> None:
+    project.loader("init")
+    front.misbehave(kind, effect=effect, inserts=True, probability=0.2, count=None, seed=7)
+    summary = json.loads(project.loader(str(file), "--json", expect=1).stdout)
+    assert (summary["rows"], summary["rejects"]) == (LINES * 4 // 5, LINES // 5)
+    assert front.stats()["faults"][0]["done"] >= 3
+    front.behave()
+    check(project)
+
+
+def test_a_part_of_a_batch_is_removed_and_landed_again(project: Project, file: Path) -> None:
+    project.loader(str(file), expect=1)
+    for what in ("raw_batches delete where 1", "raw_traces delete where position = 1"):
+        project.query(f"alter table llm.{what} settings mutations_sync = 2")
+    summary = json.loads(project.loader(str(file), "--json", expect=1).stdout)
+    assert summary["rows"] == LINES * 4 // 5
+    check(project)
+
+
+def test_a_server_that_goes_away_for_good_exits_3_and_keeps_what_is_landed(
+    front: Front, project: Project, file: Path
+) -> None:
+    project.loader("init")
+    front.misbehave("answer", status=500, code=497, inserts=True, skip=15, count=None)
+    done = project.loader(str(file), expect=3)
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    front.behave()
+    summary = json.loads(project.loader(str(file), "--json", expect=1).stdout)
+    assert summary["rows_already"] > 0
+    check(project)
