@@ -33,6 +33,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -68,6 +69,9 @@ FSYNC_POLICIES = ("never", "interval", "each")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PAUSE_MIN, _PAUSE_MAX = 0.005, 0.25
 _SCAN_EVERY = 0.5
+# An event loop's tasks write for so long, and so many wait for the next turn, before others run.
+_TURN_SECONDS = 0.002
+_TURN_WRITES = 32
 _log = logging.getLogger("tokenledger.spool")
 
 
@@ -208,6 +212,49 @@ class _Group:
         self.waiting: list[tuple[_Segment, int, asyncio.Future[None]]] = []
         self.is_running = False
         self.task: asyncio.Task[None] | None = None
+
+
+class _Turn:
+    """How long the tasks of one event loop may write before others get their turn.
+
+    Ten thousand tasks that all write at once would hold the loop until the last is done; so who
+    comes when this turn's time is spent waits for a later one, in order.
+    """
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_scheduled = False
+
+    async def begin(self) -> float:
+        """Wait for a turn; return the time now."""
+        if self._waiting or self._spent > _TURN_SECONDS:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            self._schedule()
+            await future
+        return time.perf_counter()
+
+    def end(self, begun: float) -> None:
+        """Count what was spent since `begun`."""
+        self._spent += time.perf_counter() - begun
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._is_scheduled = False
+        self._spent = 0.0
+        for _ in range(_TURN_WRITES):
+            if not self._waiting:
+                return
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+        self._schedule()
 
 
 # --------------------------------------------------------------------------- a trace as a record
@@ -394,6 +441,8 @@ class Writer:
         self._stats = WriterStats()
         self._in_flight = 0
         self._groups: dict[int, _Group] = {}
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn]
+        self._turns = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._disk_bytes = 0
@@ -496,16 +545,23 @@ class Writer:
                 raise self._sync_failed(segment, error) from None
 
     async def _write_async(self, trace: Any, kind: int) -> None:
+        loop = asyncio.get_running_loop()
+        turn = self._turns.get(loop)
+        if turn is None:
+            turn = self._turns[loop] = _Turn()
         deadline: float | None = None
         pause = _PAUSE_MIN
         while True:
+            begun = await turn.begin()
             try:
                 segment, end = self._try_append(trace, kind)
                 break
             except _NoRoom as full:
                 deadline = self._wait_until(deadline, full)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _PAUSE_MAX)
+            finally:
+                turn.end(begun)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _PAUSE_MAX)
         if self.options.fsync == "each":
             try:
                 await self._sync_async(segment, end)
