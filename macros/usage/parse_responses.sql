@@ -10,7 +10,8 @@ are told apart by what that extraction shows, and only they are looked into furt
 the further steps work on are empty for all other rows, so that those steps cost nothing there.
 
 Steps that share a value are CTEs of their own: an alias used again in its own select is written out
-again each time, and a value that only branches of `if` use is computed anew in each.
+again each time. What is dear to compute never stands in a branch of `if` alone: the engine puts off
+such a value, and then computes it anew for each of its uses. first_text() chooses without branches.
 -#}
 {% macro parse_responses(relation) %}
 {%- set dialects = usage_dialects() -%}
@@ -193,8 +194,7 @@ relocated as (
             {%- endfor %}
         ]) as parse_second_candidates,
         coalesce(parse_first_fault, {{ fault_in('parse_second') | indent(8) }}) as parse_fault,
-        if(parse_second_text = '', if(parse_is_found, parse_body, parse_readable), parse_second_text)
-            as parse_text
+        {{ first_text(['parse_second_text', 'parse_readable', 'parse_body']) | indent(8) }} as parse_text
     from reread
 
 ),
@@ -203,15 +203,11 @@ located as (
 
     select
         *,
-        multiIf(
-            parse_counting != '', parse_counting,
-            parse_offer = 3, arrayFirst(
-                text -> startsWith(text, '{') and match(text, '{{ count_pattern }}'),
-                parse_second_candidates
-            ),
-            parse_offer = 2, parse_second_text,
-            ''
-        ) as parse_counts_text,
+        {{ first_text([
+            'parse_counting',
+            "arrayFirst(text -> startsWith(text, '{') and match(text, '" ~ count_pattern ~ "'), parse_second_candidates)",
+            "if(parse_offer = 2, parse_second_text, '')",
+        ]) | indent(8) }} as parse_counts_text,
         arrayFirst(
             text -> startsWith(text, '{') and text != '{}',
             arrayConcat(parse_candidates, parse_second_candidates)
@@ -226,7 +222,7 @@ members as (
     select
         *,
         JSONExtractKeysAndValuesRaw(
-            if(parse_counts_text = '', parse_countless_text, parse_counts_text)
+            {{ first_text(['parse_counts_text', 'parse_countless_text']) | indent(12) }}
         ) as parse_members,
         JSONExtract(
             if(parse_offer = 2, parse_counts_text, ''),

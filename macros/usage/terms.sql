@@ -75,3 +75,13 @@ CAST(
     'Nullable(Decimal(18, 12))'
 )
 {%- endmacro %}
+
+
+{#- The first of several texts that is not ''; '' when all are. All are computed: see parse_responses. -#}
+{% macro first_text(texts) -%}
+arrayFirst(text -> text != '', [
+    {%- for text in texts %}
+    {{ text | indent(4) }}{{ ',' if not loop.last }}
+    {%- endfor %}
+])
+{%- endmacro %}
