@@ -1,0 +1,27 @@
+{#- The columns of llm_traces that a cost depends on, or is stored with. No payload among them. -#}
+{%- macro costed_columns() -%}
+id,
+        organization_id,
+        created_at,
+        provider,
+        model,
+        response_model,
+        is_byok,
+        is_error,
+        usage_status,
+        service_tier,
+        prompt_tokens,
+        completion_tokens,
+        cached_input_tokens,
+        cache_write_tokens,
+        cache_write_5m_tokens,
+        cache_write_1h_tokens,
+        reasoning_tokens,
+        input_audio_tokens,
+        output_audio_tokens,
+        input_image_tokens,
+        output_image_tokens,
+        web_search_requests,
+        provider_reported_cost_usd,
+        batch_id
+{%- endmacro -%}
