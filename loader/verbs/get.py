@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import UTC, datetime
 
 from loader.reader import get_provider_trace_by_step_id
 from loader.settings import Settings
@@ -39,7 +40,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             f"no trace of step {args.step_id} in organization {args.organization}", file=sys.stderr
         )
         return 1
-    trace["created_at"] = trace["created_at"].isoformat()
+    trace["created_at"] = as_utc(trace["created_at"]).isoformat()
     # ASCII, so that a lone surrogate in a payload can be printed too.
     print(json.dumps(trace, indent=None if args.json else 2))
     return 0
+
+
+def as_utc(moment: datetime) -> datetime:
+    """Say that a time is in UTC: the store's are, and the client hands them over without a zone."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
