@@ -76,11 +76,6 @@ order by (parser_version, from_time, to_time, reported_at)
     {{ return('ReplicatedMergeTree' if target.get('cluster') else 'MergeTree') }}
 {%- endmacro -%}
 
-{#- A text as a SQL literal: dbt binds no values, so this is where they are escaped. -#}
-{%- macro sql_text(value) -%}
-    {{ return("'" ~ (value | string).replace('\\', '\\\\').replace("'", "\\'") ~ "'") }}
-{%- endmacro -%}
-
 {#- Run a statement and wait until it has taken effect on every replica. -#}
 {%- macro run_and_wait(statement) -%}
     {%- do run_query(statement ~ ' settings mutations_sync = 2, alter_sync = 2, allow_nondeterministic_mutations = 1') -%}
