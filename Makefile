@@ -24,7 +24,9 @@ profiles.yml:
 	cp profiles.example.yml $@
 
 demo: setup ## land the examples, build, and print who spent what
-	$(BIN)/python -m loader examples || [ $$? -eq 1 ]
+	$(BIN)/python -m loader examples || [ $$? -eq 1 ]  # two lines are no records, on purpose
+	$(BIN)/python -m loader prices
+	$(BIN)/python -m loader billing examples/subscriptions.csv
 	$(BIN)/dbt --quiet build
 	@$(BIN)/dbt --quiet run-operation who_spent_what
 
@@ -33,6 +35,8 @@ test: setup lint test-dbt test-adapter test-python ## every test
 test-dbt: setup ## the project built on a scratch path with its dbt tests
 	rm -rf $(SCRATCH) && mkdir -p $(SCRATCH)
 	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/python -m loader examples || [ $$? -eq 1 ]
+	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/python -m loader prices
+	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/python -m loader billing examples/subscriptions.csv
 	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/dbt build
 
 test-adapter: setup ## the adapter's own tests

@@ -29,6 +29,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "drain": ("loader.drain", "land what servers left in a spool"),
     "listen": ("loader.listener", "receive records on a socket, into a spool"),
     "get": ("loader.verbs.get", "print the stored trace of a step as JSON"),
+    "prices": ("loader.prices", "land the price book of the installed package"),
+    "explain": ("loader.explain", "say what a trace cost, and why"),
+    "billing": ("loader.billing", "land subscriptions: who is billed how, from when on"),
+    "bills": ("loader.bills", "land what providers charge"),
 }
 
 _USAGE = "python -m loader"

@@ -1,0 +1,22 @@
+{#- The tables of seeds that were never loaded, empty, so that `dbt run` works on a fresh store. They
+    are filled by `dbt seed` or `dbt build`. -#}
+{%- macro create_seed_tables() -%}
+    {%- if execute -%}
+        {%- for seed in graph.nodes.values() if seed.resource_type == 'seed' -%}
+            {%- set relation = api.Relation.create(
+                database='', schema=seed.schema, identifier=seed.alias, type='table'
+            ) -%}
+            {%- if load_relation(relation) is none -%}
+                {%- set columns = [] -%}
+                {%- for name, type in seed.config.column_types.items() -%}
+                    {%- do columns.append('`' ~ name ~ '` ' ~ type) -%}
+                {%- endfor -%}
+                {%- do run_query(
+                    'create table if not exists ' ~ relation ~ ' (' ~ columns | join(', ')
+                    ~ ') engine = MergeTree order by tuple()'
+                ) -%}
+                {%- do adapter.cache_added(relation) -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
