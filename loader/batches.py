@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from loader.errors import SourceError
 from loader.formats import Buffer, Framer, Record, Rejection
+from loader.redaction import REDACTED, load_redactor
 from loader.rowbinary import (
     encode_milliseconds,
     encode_string,
@@ -364,15 +365,18 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
     tail = _repairs(()) + landed_at
     append = traces.append
     last = len(cut.lines) - 1
+    redactor = load_redactor(settings.redaction)
     for index, line in enumerate(cut.lines):
         if _is_blank(line):
             offset += len(line) + 1
             line_number += 1
             continue
+        kept, is_redacted = (line, False) if redactor is None else redactor.redact(line)
         if cut.full_length or len(line) > settings.max_record_bytes:
             framed: Record | Rejection = _too_large(cut, line, settings)
         else:
-            framed = framer.frame(line)
+            # What the spool refused says so by its type, which a copy has not.
+            framed = framer.frame(kept if type(line) is bytes else line)
         if isinstance(framed, Rejection):
             if index == last and not cut.is_terminated and framed.reason == "not_json":
                 framed = _UNFINISHED
@@ -385,8 +389,8 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
                 encode_uint64(offset),
                 encode_string(framed.reason.encode()),
                 encode_string(framed.detail.encode()),
-                varint(len(line)),
-                line,
+                varint(len(kept)),
+                kept,
                 landed_at,
             )
         else:
@@ -398,8 +402,9 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
             append(response)
             append(varint(len(envelope)))
             append(envelope)
-            append(_repairs(framed.repairs) + landed_at if framed.repairs else tail)
-            repaired += bool(framed.repairs)
+            repairs = (*framed.repairs, REDACTED) if is_redacted else framed.repairs
+            append(_repairs(repairs) + landed_at if repairs else tail)
+            repaired += bool(repairs)
             rows += 1
             without_id += not framed.has_id
         position += 1

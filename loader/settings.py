@@ -48,6 +48,8 @@ class Settings:
     batch_lines, batch_bytes : int
         A batch is cut at so many non-blank lines or so many bytes
         (`TOKENLEDGER_BATCH_LINES`, `TOKENLEDGER_BATCH_BYTES`).
+    redaction : str or None
+        `TOKENLEDGER_REDACTION`, a file of rules by which records are redacted; None: not at all.
     max_expansion_ratio, expansion_grace_bytes : int
         A compressed stream may expand to so many times the bytes read of it, plus the grace
         (`TOKENLEDGER_MAX_EXPANSION_RATIO`, `TOKENLEDGER_EXPANSION_GRACE_BYTES`).
@@ -68,6 +70,7 @@ class Settings:
     batch_bytes: int = 64 * MEBIBYTE
     max_expansion_ratio: int = 200
     expansion_grace_bytes: int = 1024 * MEBIBYTE
+    redaction: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -106,6 +109,7 @@ class Settings:
             expansion_grace_bytes=_count(
                 values, "TOKENLEDGER_EXPANSION_GRACE_BYTES", cls.expansion_grace_bytes
             ),
+            redaction=values.get("TOKENLEDGER_REDACTION"),
         )
 
     @property

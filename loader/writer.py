@@ -45,6 +45,7 @@ from typing import Any, Self
 import msgspec
 
 from loader.errors import UsageError
+from loader.redaction import load_redactor
 from loader.spool import (
     HEADER_BYTES,
     MAX_RECORD_BYTES,
@@ -428,6 +429,7 @@ class Writer:
             raise SpoolError(
                 f"{self.spool}: the spool may not be written: give this user the right to"
             )
+        self._redactor = load_redactor(os.environ.get("TOKENLEDGER_REDACTION"))
         self._reset()
         _WRITERS.add(self)
 
@@ -476,11 +478,11 @@ class Writer:
 
     def write_reject(self, reason: str, detail: str, raw: bytes) -> None:
         """Store bytes that are no record, so that they land in the rejects with this reason."""
-        self._write(encode_reject(reason, detail, raw), REJECT)
+        self._write(encode_reject(reason, detail, self._redacted(raw)), REJECT)
 
     async def write_reject_async(self, reason: str, detail: str, raw: bytes) -> None:
         """Store bytes that are no record; see :meth:`write_reject`."""
-        await self._write_async(encode_reject(reason, detail, raw), REJECT)
+        await self._write_async(encode_reject(reason, detail, self._redacted(raw)), REJECT)
 
     def stats(self) -> WriterStats:
         """Return a copy of the counters."""
@@ -568,6 +570,9 @@ class Writer:
             except OSError as error:
                 raise self._sync_failed(segment, error) from None
 
+    def _redacted(self, line: bytes) -> bytes:
+        return line if self._redactor is None else self._redactor.redact(line)[0]
+
     def _wait_until(self, deadline: float | None, full: _NoRoom) -> float:
         """Count a wait, and return when it ends; raise when it has ended or is not wanted."""
         now = time.monotonic()
@@ -595,7 +600,7 @@ class Writer:
             if self._in_flight >= self.options.max_memory_bytes:
                 raise _NoRoom(f"{self._in_flight} bytes in memory wait to be written")
         try:
-            payload = trace if kind == REJECT else encode_trace(trace)
+            payload = trace if kind == REJECT else self._redacted(encode_trace(trace))
         except SpoolError as error:
             raise self._failed(error) from None
         limit = self.options.max_record_bytes + (4096 if kind == REJECT else 0)

@@ -1,0 +1,238 @@
+"""Redaction: nothing of what rules name reaches spool or store, and all other bytes stay."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loader.errors import UsageError
+from loader.redaction import Redactor, load_redactor
+from loader.writer import Writer
+from tests.support.project import Project
+from tests.test_pipeline import record, write
+
+EMAIL = ("email", re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+\w"))
+SECRET = "s3cr3t-value"
+RULES = """
+keys: ["**.api_key", "request_json.messages.*.content"]
+patterns: [{name: email, regex: '[\\w.+-]+@[\\w-]+\\.[\\w.-]+\\w'}]
+"""
+
+
+def redact(line: str, *keys: str, patterns: Any = (), protected: tuple[str, ...] = ()) -> str:
+    redactor = Redactor(list(keys), list(patterns), frozenset(protected))
+    return redactor.redact(line.encode())[0].decode()
+
+
+@pytest.mark.parametrize(
+    ("line", "keys", "want"),
+    [
+        ('{"a": 1.0, "k":"x"}', ["k"], '{"a": 1.0, "k":"[redacted]"}'),
+        ('{"a" : {"k": [1, {"b": 2}]} , "k": 3}', ["a.k"], '{"a" : {"k": "[redacted]"} , "k": 3}'),
+        (
+            '{"a":[{"k":1},{"k":2,"z":1e5}]}',
+            ["a.*.k"],
+            '{"a":[{"k":"[redacted]"},{"k":"[redacted]","z":1e5}]}',
+        ),
+        (
+            '{"a":[[{"k":1}]],"k":{"k":2}}',
+            ["**.k"],
+            '{"a":[[{"k":"[redacted]"}]],"k":"[redacted]"}',
+        ),
+        ('{"k":null}', ["**.k"], '{"k":null}'),
+        (r'{"\u006b":"x"}', ["k"], r'{"\u006b":"[redacted]"}'),
+        ('{"k":"1","k":"2"}', ["k"], '{"k":"[redacted]","k":"[redacted]"}'),
+        ('{"a":{"k":"1"},"a":{}}', ["a.k"], '{"a":{"k":"[redacted]"},"a":{}}'),
+        (
+            '{"a":"{\\"k\\": 1, \\"z\\": 2.0}"}',
+            ["a.k"],
+            '{"a":"{\\"k\\": \\"[redacted]\\", \\"z\\": 2.0}"}',
+        ),
+        ('{"id":"x","a":{"id":"y"}}', ["**.id"], '{"id":"x","a":{"id":"[redacted]"}}'),
+        ("[]", ["**.k"], "[]"),
+    ],
+)
+def test_values_go_by_their_path(line: str, keys: list[str], want: str) -> None:
+    assert redact(line, *keys, protected=("id",)) == want
+
+
+@pytest.mark.parametrize(
+    ("line", "want"),
+    [
+        ('{"a":"to bob@example.org!"}', '{"a":"to [redacted:email]!"}'),
+        (r'{"a":"bob\u0040example.org"}', '{"a":"[redacted:email]"}'),
+        ('{"a":{"bob@example.org":1}}', '{"a":{"[redacted:email]":1}}'),
+        ('{"a":["é",NaN,-0.0]}', '{"a":["é",NaN,-0.0]}'),
+        ('{"id":"bob@example.org"}', '{"id":"bob@example.org"}'),
+        ('{"a":"[\\"bob@example.org\\"]"}', '{"a":"[\\"[redacted:email]\\"]"}'),
+    ],
+)
+def test_text_goes_by_pattern(line: str, want: str) -> None:
+    assert redact(line, patterns=[EMAIL], protected=("id",)) == want
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"k": "s3cr3t',
+        b'{"k" "s3cr3t"}',
+        b"s3cr3t",
+        b'{"k":"\xff s3cr3t"}',
+        b'{"k": s3cr3t}',
+        b'{"a":1} s3cr3t',
+        b'{"a":"\\q s3cr3t"}',
+    ],
+)
+def test_what_is_no_json_is_withheld(line: bytes) -> None:
+    stored, is_redacted = Redactor(["k"], []).redact(line)
+    assert b"s3cr3t" not in stored
+    assert is_redacted
+    assert str(len(line)).encode() in stored
+    assert Redactor(["k"], []).redact(stored) == (stored, True)
+
+
+def test_depth_and_size_do_not_break_it() -> None:
+    deep = '{"a":' * 20_000 + '{"k":"x"}' + "}" * 20_000
+    assert redact(deep, "**.k").count("[redacted]") == 1
+    assert "x" not in redact('{"k":["' + "x" * 1_000_000 + '"]}', "k")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("k"), inner),
+)
+
+
+def without(value: Any) -> Any:
+    """Say apart from the module what removing every `k` means."""
+    if isinstance(value, dict):
+        return {
+            key: ("[redacted]" if inner is not None else None) if key == "k" else without(inner)
+            for key, inner in value.items()
+        }
+    return [without(inner) for inner in value] if isinstance(value, list) else value
+
+
+def looks_like_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(looks_like_json, value.values()))
+    if isinstance(value, list):
+        return any(map(looks_like_json, value))
+    return isinstance(value, str) and value.lstrip(" \t\r\n\ufeff")[:1] in ("{", "[")
+
+
+@given(json_values, st.booleans())
+def test_it_does_what_removing_the_key_does(value: Any, ascii_only: bool) -> None:
+    line = json.dumps(value, ensure_ascii=ascii_only)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return
+    stored = redact(line, "**.k")
+    if not looks_like_json(value):
+        assert json.loads(stored) == without(value)
+    if without(value) == value and not looks_like_json(value):
+        assert stored == line, "nothing else changes a byte"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("keys: api_key", "list of paths"),
+        ("paths: [a]", "what it may hold"),
+        ("keys: ['a..b']", "empty step"),
+        ("keys: ['a.**']", "ends in"),
+        ("patterns: [{name: a, regex: '('}]", "regex of a"),
+        ("patterns: [{name: a, regex: 'x*'}]", "matches nothing"),
+        ("patterns: [{name: a}]", "a `name` and a `regex`"),
+        ("- : [", "cannot be read"),
+    ],
+)
+def test_rules_that_are_none_stop_the_program(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "rules.yml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        load_redactor(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_redactor(tmp_path / "missing.yml")
+
+
+def test_the_example_rules_are_rules() -> None:
+    import loader.redaction
+
+    redactor = load_redactor(Path(loader.redaction.__file__).with_name("redaction.example.yml"))
+    assert redactor is not None
+    stored, _ = redactor.redact(b'{"request_json":{"user":"u","t":"4111 1111 1111 1111"}}')
+    assert stored == b'{"request_json":{"user":"[redacted]","t":"[redacted:card]"}}'
+
+
+def secrets() -> list[dict[str, object]]:
+    request = {"messages": [{"role": "user", "content": SECRET}], "api_key": SECRET, "n": 1.0}
+    return [
+        record(1, request_json=request),
+        record(2, agent_tags=["me@example.org"], request_json=None),
+        record(3),
+    ]
+
+
+def bytes_below(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_store_never_sees_what_is_redacted(embedded: Project, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yml"
+    rules.write_text(RULES)
+    embedded.env["TOKENLEDGER_REDACTION"] = str(rules)
+    source = write(tmp_path / "a.ndjson", secrets())
+    with source.open("a") as file:
+        file.write(f'{{"api_key": "{SECRET}"}}\n{{"cut": "{SECRET}\n')
+    embedded.loader(str(source), expect=1)
+    rows = embedded.query(
+        "select position, request_json, repairs from raw_traces order by position"
+    )
+    assert rows[0]["request_json"] == (
+        '{"messages": [{"role": "user", "content": "[redacted]"}],'
+        ' "api_key": "[redacted]", "n": 1.0}'
+    )
+    assert [row["repairs"] for row in rows] == [["redacted"], ["redacted"], []]
+    rejects = embedded.query("select raw from raw_rejects order by position")
+    assert [row["raw"] for row in rejects] == [
+        '{"api_key": "[redacted]"}',
+        f"[redacted: {len(SECRET) + 9} bytes that are no JSON]",
+    ]
+    assert SECRET.encode() not in bytes_below(tmp_path / "warehouse")
+    embedded.dbt("build")
+    assert embedded.value("select sum(prompt_tokens) from llm_traces") == 6, "usage stays"
+
+
+def test_the_spool_never_sees_what_is_redacted(
+    embedded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = tmp_path / "rules.yml"
+    rules.write_text(RULES)
+    monkeypatch.setenv("TOKENLEDGER_REDACTION", str(rules))
+    with Writer(tmp_path / "spool") as writer:
+        for one in secrets():
+            writer.write(one)
+        writer.write_reject("broken_connection", "half a record", SECRET.encode())
+    assert SECRET.encode() not in bytes_below(tmp_path / "spool")
+    assert b"me@example.org" not in bytes_below(tmp_path / "spool")
+    embedded.env["TOKENLEDGER_REDACTION"] = str(rules)
+    embedded.loader("drain", str(tmp_path / "spool"), expect=1)
+    rows = embedded.query("select repairs from raw_traces order by position")
+    assert [row["repairs"] for row in rows] == [["redacted"], ["redacted"], []]
+    assert embedded.value("select reason from raw_rejects") == "broken_connection"
+
+
+def test_off_it_changes_nothing(tmp_path: Path) -> None:
+    assert load_redactor(None) is None
+    assert load_redactor("") is None
+    with Writer(tmp_path / "spool") as writer:
+        writer.write({"id": "x", "request_json": {"api_key": SECRET}, "response_json": None})
+    assert SECRET.encode() in bytes_below(tmp_path / "spool")
