@@ -73,6 +73,10 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 _HOLD_SECONDS = 2.0
 _LEAVE_SECONDS = 0.5
 _LOCK_SLICE_SECONDS = 2.0
+# Each opening of the embedded engine leaves a dozen descriptors and some memory behind in its
+# process (chDB 4.4); so a process that follows begins anew after so many.
+_OPENINGS = 32
+_TOTALS = "TOKENLEDGER_DRAIN_TOTALS"
 
 
 @dataclass(frozen=True)
@@ -219,13 +223,24 @@ class Drainer:
         self._opened_at = 0.0
         self._has_tables = False
         self._spare: _Claim | None = None
+        self._openings = 0
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether this process has opened the embedded engine so often that it should end."""
+        return self.settings.endpoint is None and self._openings >= _OPENINGS
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stop.is_set()
 
     def stop(self) -> None:
         """End after the batch at hand; safe to call from a signal handler or another thread."""
         self._stop.set()
 
     def run(self) -> DrainSummary:
-        """Land what is there; with `follow`, until :meth:`stop`.
+        """Land what is there; with `follow`, until :meth:`stop`, or until :attr:`is_worn`.
 
         Raises
         ------
@@ -235,6 +250,8 @@ class Drainer:
         try:
             while not self._stop.is_set():
                 if self.options.follow:
+                    if self.is_worn:
+                        break
                     self._keep_spare()
                 claim = self._next()
                 if claim is None:
@@ -463,8 +480,12 @@ class Drainer:
                 self._close_store()
                 if not self.options.follow:
                     raise error from None
-                if not isinstance(error, StoreLockedError):
-                    self._tell(f"{error} (trying again, batch {claim.name} is kept)")
+                if isinstance(error, StoreLockedError):
+                    # Somebody else's turn, no failure: opening has waited for it already.
+                    if self._stop.wait(_POLL_SECONDS):
+                        return
+                    continue
+                self._tell(f"{error} (trying again, batch {claim.name} is kept)")
                 if self._stop.wait(backoff * random.uniform(0.5, 1.5)):
                     return
                 backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
@@ -555,6 +576,7 @@ class Drainer:
                 )
             self._store = open_store(settings, None if self.options.follow else self._tell)
             self._opened_at = time.monotonic()
+            self._openings += 1
             if not self._has_tables:
                 self._store.ensure_raw_tables()
                 self._has_tables = True
@@ -640,6 +662,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     drainer = Drainer(
         args.spool, settings, options, lambda text: print(text, file=sys.stderr, flush=True)
     )
+    _add_totals(drainer.summary)
 
     def on_signal(number: int, frame: Any) -> None:
         drainer.stop()
@@ -649,8 +672,25 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     summary = drainer.run()
+    if drainer.is_worn and not drainer.is_stopped:
+        _begin_anew(summary)
     print(_as_json(summary) if args.json else _as_text(summary))
     return 1 if summary.rejects else 0
+
+
+def _begin_anew(summary: DrainSummary) -> None:
+    """Replace this process by a fresh one under the same id, which goes on counting."""
+    os.environ[_TOTALS] = _as_json(summary)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _add_totals(summary: DrainSummary) -> None:
+    """Take over the counts of the process that this one replaces."""
+    for name, value in json.loads(os.environ.pop(_TOTALS, "{}")).items():
+        setattr(summary, name, Counter(value) if name == "reasons" else value)
 
 
 def _as_json(summary: DrainSummary) -> str:
