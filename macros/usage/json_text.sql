@@ -61,7 +61,10 @@ picked as (
 {{ name }} as (
 
     select
-        *,
+        * except (
+            parse_trimmed, parse_unquoted, parse_events, parse_last, parse_event_fault,
+            parse_start, parse_delta
+        ),
         multiIf(
             startsWith(response_json, '{'), response_json,
             empty(parse_events), parse_unquoted,

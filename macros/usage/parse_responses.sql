@@ -96,10 +96,14 @@ searched as (
 found as (
 
     select
-        *,
+        * except (
+            parse_candidates
+        ),
         arrayFirst(
             text -> startsWith(text, '{') and match(text, '{{ count_pattern }}'), parse_candidates
-        ) as parse_counting
+        ) as parse_counting,
+        arrayFirst(text -> startsWith(text, '{') and text != '{}', parse_candidates)
+            as parse_first_countless
     from searched
 
 ),
@@ -131,7 +135,10 @@ mended as (
 readable as (
 
     select
-        *,
+        * except (
+            parse_unread,
+            parse_mended
+        ),
         if(parse_is_valid or isValidJSON(parse_mended), parse_mended, '') as parse_readable
     from mended
 
@@ -159,7 +166,9 @@ offered as (
 chosen as (
 
     select
-        *,
+        * except (
+            parse_offers
+        ),
         arrayMax(parse_offers) as parse_offer,
         arrayElement(parse_objects, indexOf(parse_offers, arrayMax(parse_offers))).2 as parse_inner
     from offered
@@ -169,7 +178,9 @@ chosen as (
 rerooted as (
 
     select
-        *,
+        * except (
+            parse_inner
+        ),
         multiIf(parse_offer > 0, parse_inner, parse_is_valid, '', parse_readable) as parse_second_text
     from chosen
 
@@ -187,7 +198,10 @@ reread as (
 relocated as (
 
     select
-        *,
+        * except (
+            parse_first_fault,
+            parse_second_text
+        ),
         arrayMap(text -> ifNull(text, ''), [
             {%- for name in dialects.usage_names + dialects.mixed_names %}
             parse_second.`{{ name }}`{{ ',' if not loop.last }}
@@ -202,16 +216,20 @@ relocated as (
 located as (
 
     select
-        *,
+        * except (
+            parse_counting,
+            parse_first_countless,
+            parse_second_candidates
+        ),
         {{ first_text([
             'parse_counting',
             "arrayFirst(text -> startsWith(text, '{') and match(text, '" ~ count_pattern ~ "'), parse_second_candidates)",
-            "if(parse_offer = 2, parse_second_text, '')",
+            "if(parse_offer = 2, parse_text, '')",
         ]) | indent(8) }} as parse_counts_text,
-        arrayFirst(
-            text -> startsWith(text, '{') and text != '{}',
-            arrayConcat(parse_candidates, parse_second_candidates)
-        ) as parse_countless_text
+        {{ first_text([
+            'parse_first_countless',
+            "arrayFirst(text -> startsWith(text, '{') and text != '{}', parse_second_candidates)",
+        ]) | indent(8) }} as parse_countless_text
     from relocated
 
 ),
@@ -235,7 +253,10 @@ members as (
 termed as (
 
     select
-        *,
+        * except (
+            parse_members,
+            parse_sums
+        ),
         arrayConcat(
             parse_members,
             arrayFlatten(arrayMap(
@@ -295,7 +316,10 @@ numbered as (
 ranked as (
 
     select
-        *,
+        * except (
+            parse_numbers,
+            parse_terms
+        ),
         arraySort(
             count -> (count.1, ifNull(count.3, 0) = 0, count.2),
             arrayFilter(
@@ -387,7 +411,17 @@ placed as (
 summed as (
 
     select
-        *,
+        * except (
+            parse_tool_prompt,
+            parse_prompt,
+            parse_completion,
+            parse_cache,
+            parse_reasoning,
+            parse_audio,
+            parse_cache_is_outside,
+            parse_reasoning_is_outside,
+            parse_audio_is_outside
+        ),
         multiIf(
             parse_dialect = 'none', 0,
             parse_n_prompt is null and parse_n_completion is null, parse_total,
@@ -420,7 +454,10 @@ suspected as (
 listed as (
 
     select
-        *,
+        * except (
+            parse_suspects,
+            parse_objects
+        ),
         arraySort(arrayDistinct(arrayFlatten(arrayMap(
             object -> arrayMap(
                 member -> if(object.1 = '', member.1, concat(object.1, '.', member.1)),
@@ -459,7 +496,9 @@ bared as (
 worded as (
 
     select
-        *,
+        * except (
+            parse_bare
+        ),
         arrayFirst(
             text -> text not in ('', 'null', '""', '[]', '{}'),
             arrayMap(
@@ -517,7 +556,17 @@ nested as (
 judged as (
 
     select
-        *,
+        * except (
+            parse_bare_listed,
+            parse_bare_message,
+            parse_bare_type,
+            parse_exception,
+            parse_has_error_type,
+            parse_has_failed_base,
+            parse_has_failed,
+            parse_fault,
+            parse_fault_is_object
+        ),
         parse_fault is not null or parse_has_error_type or parse_has_failed_base or parse_has_failed
             or parse_bare_message != '' or parse_exception != '' or length(parse_bare_listed) > 2
             as parse_is_error,
