@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pickle
 import queue
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from loader.errors import StoreError, UsageError
+from loader.errors import LoaderError, StoreError, UsageError
 from loader.settings import Settings
 from loader.store import Store, open_existing_store
 
@@ -46,6 +51,7 @@ _UNKNOWN_TABLE = 60
 _UNKNOWN_DATABASE = 81
 _MOST_ROWS = 10_000
 _KEPT_STORES = 8
+_HELPER_QUERIES = 32
 _Result = TypeVar("_Result")
 
 _PAYLOADS = ("request_json", "response_json", "llm_config_json")
@@ -139,8 +145,9 @@ class Reader:
     """Reads from the store that the settings name; for threads and asyncio alike.
 
     Each method has a twin ending in ``_async``, which runs it in a thread. An embedded store is
-    opened for each call and closed after it, so that loader and dbt get their turn; connections to
-    a server are kept.
+    opened for each call and closed after it, so that loader and dbt get their turn; a process of
+    its own does that, since the engine leaves descriptors behind in a process that opens it again
+    and again. Connections to a server are kept.
 
     Parameters
     ----------
@@ -157,11 +164,14 @@ class Reader:
         self.settings = settings or Settings.from_environment()
         self._kept: queue.LifoQueue[Store] = queue.LifoQueue(_KEPT_STORES)
         self._is_embedded = self.settings.endpoint is None
-        # The embedded engine is one per process: readers take turns.
         self._turn = threading.Lock()
+        self._embedded: _EmbeddedStore | None = None
 
     def close(self) -> None:
         """Close kept connections."""
+        with self._turn:
+            if self._embedded is not None:
+                self._embedded.close()
         while True:
             try:
                 self._kept.get_nowait().close()
@@ -426,8 +436,10 @@ class Reader:
     def _store(self) -> Iterator[Store]:
         """Give a store for one call."""
         if self._is_embedded:
-            with self._turn, open_existing_store(self.settings) as store:
-                yield store
+            with self._turn:
+                if self._embedded is None:
+                    self._embedded = _EmbeddedStore(self.settings)
+                yield self._embedded
             return
         try:
             store = self._kept.get_nowait()
@@ -448,6 +460,83 @@ class Reader:
             self._kept.put_nowait(store)
         except queue.Full:
             store.close()
+
+
+class _EmbeddedStore(Store):
+    """The embedded store as far as reading goes, opened in a helper process for each query."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = settings.database
+        self.is_embedded = True
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._queries = 0
+
+    def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Do as `Store.query`."""
+        if self._helper is not None and self._owner != os.getpid():
+            self._helper = None  # it is the parent's: this is a forked child
+        if self._queries >= _HELPER_QUERIES:
+            self.close()
+        if self._helper is None:
+            root = str(Path(__file__).resolve().parents[1])
+            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+            self._helper = subprocess.Popen(
+                [sys.executable, "-m", "loader.reader"],
+                env=os.environ | {"PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            self._owner, self._queries = os.getpid(), 0
+        self._queries += 1
+        helper = self._helper
+        assert helper.stdin is not None
+        assert helper.stdout is not None
+        try:
+            pickle.dump((self.settings, sql, dict(parameters or {})), helper.stdin)
+            helper.stdin.flush()
+            answer = pickle.load(helper.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            self.close()
+            raise StoreError(
+                f"the process that read the store {self.settings.store_name} ended: read again."
+            ) from None
+        if isinstance(answer, LoaderError):
+            raise answer
+        rows: list[tuple[Any, ...]] = answer
+        return rows
+
+    def close(self) -> None:
+        """End the helper."""
+        helper, self._helper = self._helper, None
+        self._queries = 0
+        if helper is not None and self._owner == os.getpid():
+            helper.kill()
+            for pipe in (helper.stdin, helper.stdout):
+                with suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
+            helper.wait()
+
+
+def _help() -> None:
+    """Answer queries on standard input until it ends: the helper process."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            settings, sql, parameters = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        answer: list[tuple[Any, ...]] | LoaderError
+        try:
+            with open_existing_store(settings) as store:
+                answer = store.query(sql, parameters)
+        except LoaderError as error:
+            answer = error
+        pickle.dump(answer, answers)
+        answers.flush()
 
 
 def get_provider_trace_by_step_id(
@@ -569,3 +658,7 @@ def _explained(store: Store, error: StoreError) -> StoreError | UsageError:
             "run `dbt build` first; it makes the tables to read from."
         )
     return error
+
+
+if __name__ == "__main__":
+    _help()
