@@ -391,7 +391,8 @@ def _finish(store: Store, batch: Batch, found: _Found, attempt: int) -> None:
                 {"batch_id": batch.batch_id},
             )
         if wanted:
-            store.insert_binary(table, columns, rows, f"{query_id}-{table}")
+            token = None if held else f"{batch.batch_id}-{table}"
+            store.insert_binary(table, columns, rows, f"{query_id}-{table}", token)
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):
         found = _look(store, batch.batch_id)
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):

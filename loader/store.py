@@ -49,6 +49,15 @@ _SESSION_SETTINGS: dict[str, Any] = {
 }
 
 
+# And on replicated tables: an insert answers when most replicas have it, a count waits for all
+# that was answered, and so what was looked for is what there is, whichever replica is asked.
+_CLUSTER_SETTINGS: dict[str, Any] = {
+    "insert_quorum": "auto",
+    "insert_quorum_parallel": 0,
+    "select_sequential_consistency": 1,
+}
+
+
 class Store:
     """A connection to the store, for one thread at a time.
 
@@ -125,6 +134,7 @@ class Store:
         columns: Sequence[str],
         chunks: Sequence[Buffer],
         query_id: str | None = None,
+        token: str | None = None,
     ) -> None:
         """Insert rows that are already encoded as RowBinary, as one part.
 
@@ -138,6 +148,9 @@ class Store:
             The encoded rows; where one chunk ends is of no importance.
         query_id : str, optional
             A name under which a server runs it; see `is_running`.
+        token : str, optional
+            On a cluster: the replicas take rows under the same token once. None: they always do,
+            as rows must that were there before and were removed.
 
         Raises
         ------
@@ -145,7 +158,11 @@ class Store:
             If the insert failed, or its answer was lost: it may have taken effect.
         """
         if not self.is_embedded:
-            settings = {"query_id": query_id} if query_id else {}
+            settings: dict[str, Any] = {"query_id": query_id} if query_id else {}
+            if self.settings.cluster and token:
+                settings["insert_deduplication_token"] = token
+            elif self.settings.cluster:
+                settings["insert_deduplicate"] = 0
             self._guarded(
                 f"an insert into {table}",
                 lambda: self._client.raw_insert(
@@ -355,7 +372,7 @@ def _open_server(settings: Settings) -> Client:
             query_limit=0,
             # One run, one thread, statements by turns: a session would only forbid a second.
             autogenerate_session_id=False,
-            settings=_SESSION_SETTINGS,
+            settings=_SESSION_SETTINGS | (_CLUSTER_SETTINGS if settings.cluster else {}),
         )
     except (ClientError, OSError) as error:
         raise _store_error("connecting", settings, error) from None

@@ -4,7 +4,7 @@
     transformed again, so none may count as done. Left as it is otherwise. -#}
 {%- macro reopen_batches() -%}
     {%- if execute and not is_incremental() -%}
-        truncate table if exists {{ this.incorporate(path={'identifier': 'transformed_batches'}) }}
+        truncate table if exists {{ this.incorporate(path={'identifier': 'transformed_batches'}) }}{{ on_cluster() }}
     {%- endif -%}
 {%- endmacro -%}
 
@@ -12,7 +12,7 @@
     two leaves a table without. Adding them again where they are missing costs nothing. -#}
 {%- macro mend_indexes() -%}
     {%- if execute and is_incremental() -%}
-        alter table {{ this }}
+        alter table {{ this }}{{ on_cluster() }}
         {%- for projection in config.get('projections', []) %}
         add {{ clickhouse_projection_ddl(projection) | replace('PROJECTION ', 'projection if not exists ') }},
         {%- endfor %}
@@ -25,7 +25,7 @@
 
 {#- The model's own table, empty, so that int_batches__pending can name it before the first run. -#}
 {%- macro create_transformed_batches() -%}
-    create table if not exists {{ target.schema }}.transformed_batches
+    create table if not exists {{ target.schema }}.transformed_batches{{ on_cluster() }}
     (
         batch_id String,
         rows UInt32,
@@ -34,6 +34,6 @@
         parser_version LowCardinality(String),
         transformed_at DateTime64(3, 'UTC')
     )
-    engine = MergeTree
+    engine = {{ ledger_engine() }}
     order by batch_id
 {%- endmacro -%}

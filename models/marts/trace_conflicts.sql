@@ -57,6 +57,8 @@ kept as (
         position as kept_position,
         sipHash64(request_json) as kept_request_hash,
         sipHash64(response_json) as kept_response_hash,
+        request_json = '' and request_size_bytes > 0 as is_request_retired,
+        response_json = '' and response_size_bytes > 0 as is_response_retired,
         sipHash64(organization_id, agent_id, step_id, provider, model, created_at)
             as kept_envelope_hash
     from {{ ref('llm_traces') }}
@@ -74,8 +76,17 @@ conflicts as (
         arrayFilter(
             part -> part != '',
             [
-                if(arrived.request_hash != kept.kept_request_hash, 'request', ''),
-                if(arrived.response_hash != kept.kept_response_hash, 'response', ''),
+                {# A payload that was retired cannot be compared any more. #}
+                if(
+                    arrived.request_hash != kept.kept_request_hash
+                    and not kept.is_request_retired,
+                    'request', ''
+                ),
+                if(
+                    arrived.response_hash != kept.kept_response_hash
+                    and not kept.is_response_retired,
+                    'response', ''
+                ),
                 if(arrived.envelope_hash != kept.kept_envelope_hash, 'envelope', '')
             ]
         ) as differs_in,

@@ -12,6 +12,7 @@ from loader.store import open_store
 if __name__ == "__main__":
     asked = json.load(sys.stdin)
     with open_store(Settings.from_environment()) as store:
+        store._client.database = store.database
         answer = store._client.query(asked["sql"], parameters=asked["parameters"])
         for row in answer.named_results():
             print(json.dumps(row, default=str))

@@ -1,0 +1,70 @@
+{#
+Roles for a server (the embedded engine has no users):
+
+    dbt run-operation create_roles --args '{dry_run: true, organizations: [org-1, org-2]}'   print
+    dbt run-operation create_roles --args '{organizations: [org-1, org-2]}'                  create
+
+| role                       | may                                                                  |
+|----------------------------|----------------------------------------------------------------------|
+| <prefix>_writer            | insert into the raw tables, and count what they hold of a batch      |
+| <prefix>_transformer       | what dbt needs: all of the database, nothing beside it               |
+| <prefix>_reader            | read every organization: for the service that serves traces back     |
+| <prefix>_reader_<n>        | read the marts of one organization; rows of others do not exist here |
+
+Run it again after the first build, and whenever a model or an organization is added: a grant and a
+policy can only be made for what is there or known by name. It makes roles, never users, and holds
+no password: `create user …`, `grant <role> to <user>` are the administrator's.
+-#}
+{%- macro create_roles(dry_run=false, prefix='tokenledger', organizations=[]) -%}
+    {%- if not is_shared_store() and not dry_run -%}
+        {{ exceptions.raise_compiler_error('create_roles: the embedded engine has no users; its folder is its guard (mode 0700).') }}
+    {%- endif -%}
+    {%- if not modules.re.fullmatch('[A-Za-z_][A-Za-z0-9_]{0,60}', prefix) -%}
+        {{ exceptions.raise_compiler_error('create_roles: the prefix ' ~ prefix ~ ' is no identifier.') }}
+    {%- endif -%}
+    {%- for statement in roles_ddl(target.schema, prefix, organizations, _organization_tables(), target.get('cluster')).split(';;') if statement.strip() -%}
+        {%- if dry_run -%}
+            {%- do print(statement.strip() ~ ';') -%}
+        {%- else -%}
+            {%- do run_query(statement) -%}
+        {%- endif -%}
+    {%- endfor -%}
+{%- endmacro -%}
+
+{#- The marts that hold an organization's rows: name -> whether it is a table. Views read with the
+    reader's own rights, so what they read is filtered there. -#}
+{%- macro _organization_tables() -%}
+    {%- set tables = [] -%}
+    {%- for node in graph.nodes.values()
+        if node.resource_type == 'model' and node.package_name == project_name
+        and 'organization_id' in node.columns and node.config.materialized not in ('view', 'ephemeral')
+        and node.path.startswith('marts') -%}
+        {%- do tables.append(node.alias) -%}
+    {%- endfor -%}
+    {{ return(tables | sort) }}
+{%- endmacro -%}
+
+{#- The statements, separated by `;;`; all may be run again. -#}
+{%- macro roles_ddl(database, prefix, organizations, tables, cluster=none) -%}
+{%- set on_cluster = (' on cluster `' ~ cluster ~ '`') if cluster else '' -%}
+{%- set writer, transformer, reader = prefix ~ '_writer', prefix ~ '_transformer', prefix ~ '_reader' -%}
+create role if not exists {{ writer }}, {{ transformer }}, {{ reader }}{{ on_cluster }};;
+{%- for table in ['raw_traces', 'raw_rejects'] %}
+grant{{ on_cluster }} insert, select(batch_id, position) on `{{ database }}`.{{ table }} to {{ writer }};;
+{%- endfor %}
+grant{{ on_cluster }} insert, select on `{{ database }}`.raw_batches to {{ writer }};;
+grant{{ on_cluster }} select, insert, alter, create, drop, truncate, optimize, show on `{{ database }}`.* to {{ transformer }};;
+grant{{ on_cluster }} select on system.parts to {{ transformer }};;
+grant{{ on_cluster }} select on `{{ database }}`.* to {{ reader }};;
+{%- for table in tables %}
+create row policy if not exists {{ prefix }}_all{{ on_cluster }} on `{{ database }}`.{{ table }} for select using 1 to {{ transformer }}, {{ reader }};;
+{%- endfor %}
+{%- for organization in organizations %}
+{%- set role = prefix ~ '_reader_' ~ local_md5(organization | string)[:12] %}
+create role if not exists {{ role }}{{ on_cluster }};;
+{%- for table in tables %}
+grant{{ on_cluster }} select on `{{ database }}`.{{ table }} to {{ role }};;
+create row policy or replace {{ role }}{{ on_cluster }} on `{{ database }}`.{{ table }} for select using organization_id = {{ sql_text(organization) }} to {{ role }};;
+{%- endfor %}
+{%- endfor %}
+{%- endmacro -%}
