@@ -3,7 +3,7 @@
 {#- Prices of a service tier go before the standard ones of the model, which it falls back to unit
     by unit. The order in the array is the order in which a price is looked for: the first that holds
     at a call's time, for its prompt, wins. Prices with a region or a further condition need what a
-    trace does not say, and are left out. -#}
+    trace does not say, and are left out, as are those of seeds/uncertain_prices.csv. -#}
 
 with
 
@@ -12,6 +12,12 @@ prices as (
     where
         region = ''
         and condition = ''
+        and (provider, unit) not in (
+            select
+                price_provider,
+                unit
+            from {{ ref('uncertain_prices') }}
+        )
 ),
 
 tiers as (

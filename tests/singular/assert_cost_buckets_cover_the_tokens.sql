@@ -1,0 +1,50 @@
+{#- Conservation, tokens: what is charged and what lacks a price cover the prompt and the
+    completion, once each. Left out: calls whose provider reports parts larger than the whole. -#}
+
+with
+
+costs as (
+    select
+        id,
+        arrayConcat(
+            arrayMap(charge -> (charge.unit, charge.quantity), charges), unpriced_units
+        ) as used
+    from {{ ref('llm_trace_costs') }}
+    where cost_status in ('priced', 'partly_priced', 'unpriced')
+),
+
+covered as (
+    select
+        id,
+        arraySum(bucket -> bucket.2 * match(bucket.1, '^(input|cache)'), used) as input_covered,
+        arraySum(bucket -> bucket.2 * match(bucket.1, '^(output|reasoning)'), used)
+            as output_covered
+    from costs
+),
+
+traces as (
+    select
+        id,
+        prompt_tokens,
+        completion_tokens
+    from {{ ref('llm_traces') }}
+    where
+        coalesce(cached_input_tokens, 0) + coalesce(cache_write_tokens, 0) <= prompt_tokens
+        and usage_status = 'reported'
+),
+
+final as (
+    select
+        traces.id,
+        traces.prompt_tokens,
+        traces.completion_tokens,
+        covered.input_covered,
+        covered.output_covered
+    from traces
+    inner join covered on traces.id = covered.id
+    where
+        traces.prompt_tokens != covered.input_covered
+        or traces.completion_tokens != covered.output_covered
+)
+
+select * from final
