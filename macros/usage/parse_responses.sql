@@ -61,7 +61,7 @@ split as (
         multiIf(
             startsWith(parse_unquoted, '['), JSONExtractArrayRaw(parse_unquoted),
             parse_unquoted = '' or isValidJSON(parse_unquoted), [],
-            extractAll(parse_unquoted, '(?m)^\\s*(?:data:)?\\s*(\\{.*\\})\\s*$')
+            extractAll(parse_unquoted, '(?:^|\\n)[ \\t]*(?:data:)?[ \\t]*(\\{[^\\n]*\\})')
         ) as parse_events
     from unquoted
 

@@ -14,7 +14,7 @@
     'error_message': "if(parse_is_error, nullIf(substringUTF8(ifNull(parse_error_message, ''), 1, 1000), ''), null)",
     'usage_dialect': 'parse_dialect',
     'usage_status': "multiIf("
-        ~ "parse_dialect != 'none' and (notEmpty(parse_ranked)), 'reported', "
+        ~ "parse_dialect != 'none' and notEmpty(parse_ranked), 'reported', parse_dialect != 'none', 'empty', "
         ~ "parse_is_found = 0 and parse_is_valid = 0 and parse_readable = '', if(parse_body = '', 'absent', 'unparsable'), "
         ~ "notEmpty(parse_keys) and (hasAny(parse_keys, [" ~ sql_texts(usage_dialects().flat_in_pairs) ~ "]) or position(parse_text, '\"category_scores\"') > 0 or has(parse_keys, 'usage_info')), 'not_applicable', "
         ~ "notEmpty(parse_unknown_keys), 'unrecognised', "
