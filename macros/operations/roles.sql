@@ -22,9 +22,12 @@ no password: `create user …`, `grant <role> to <user>` are the administrator's
     {%- if not modules.re.fullmatch('[A-Za-z_][A-Za-z0-9_]{0,60}', prefix) -%}
         {{ exceptions.raise_compiler_error('create_roles: the prefix ' ~ prefix ~ ' is no identifier.') }}
     {%- endif -%}
-    {%- for statement in roles_ddl(target.schema, prefix, organizations, _organization_tables(), target.get('cluster')).split(';;') if statement.strip() -%}
+    {%- for organization in organizations if '\n' in organization | string or not organization | string | trim -%}
+        {{ exceptions.raise_compiler_error('create_roles: an organization is empty or holds a line break.') }}
+    {%- endfor -%}
+    {%- for statement in roles_ddl(target.schema, prefix, organizations, _organization_tables(), target.get('cluster')).split(';;\n') if statement.strip() -%}
         {%- if dry_run -%}
-            {%- do print(statement.strip() ~ ';') -%}
+            {%- do print(statement.strip().rstrip(';') ~ ';') -%}
         {%- else -%}
             {%- do run_query(statement) -%}
         {%- endif -%}

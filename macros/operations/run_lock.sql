@@ -94,7 +94,7 @@ The embedded engine needs none of this: one process at a time holds the path.
 {%- macro _newest_run_lock() -%}
     {%- set answer = run_query(
         "with locks as ("
-        ~ " select toUInt64(substring(name, 10)) as number, splitByChar(' ', comment)[1] as owner,"
+        ~ " select toUInt64OrZero(substring(name, 10)) as number, splitByChar(' ', comment)[1] as owner,"
         ~ " comment, dateDiff('second', metadata_modification_time, now()) as idle"
         ~ " from system.tables where database = " ~ sql_text(target.schema)
         ~ " and match(name, '^run_lock_[0-9]+$') order by number desc limit 1)"
@@ -133,7 +133,7 @@ The embedded engine needs none of this: one process at a time holds the path.
     {%- endif -%}
     {%- set older = run_query(
         'select name from system.tables where database = ' ~ sql_text(target.schema)
-        ~ " and match(name, '^run_lock_[0-9]+$') and toUInt64(substring(name, 10)) < " ~ number
+        ~ " and match(name, '^run_lock_[0-9]+$') and toUInt64OrZero(substring(name, 10)) < " ~ number
     ) -%}
     {%- for row in older.rows -%}
         {%- do run_query('drop table if exists ' ~ target.schema ~ '.' ~ row[0] ~ on_cluster()) -%}

@@ -1,0 +1,94 @@
+{#
+A damaged file does not stop the engine: at its start it sets the part aside ("broken on start"), and
+the rows are missing without an error. So a run refuses to start while such a part lies there.
+
+    dbt run-operation mend --args '{dry_run: true}'    what is missing
+    dbt run-operation mend                             make the next run bring it back
+
+What is lost from llm_traces or a model made of it comes back from the raw tables by the next run:
+mend takes the batches out of the ledgers of what was built. What is lost from the raw tables comes
+back by landing the same source again: mend takes such batches out of raw_batches and names their
+sources. Where neither helps, restore a backup first (docs/operate.md). The parts set aside are
+dropped last.
+-#}
+{%- macro refuse_broken_parts() -%}
+    {%- if execute and flags.WHICH != 'test' and not var('accept_broken_parts', false) -%}
+        {%- set broken = _broken_parts() -%}
+        {%- if broken.rows | length > 0 -%}
+            {{ exceptions.raise_compiler_error(
+                'the store is damaged: ' ~ broken.rows | length ~ ' parts were set aside because their files are broken, '
+                ~ 'the first ' ~ broken.rows[0][1] ~ ' of ' ~ broken.rows[0][0] ~ ', and their rows are missing. Restore a '
+                ~ 'backup, or run: dbt run-operation mend. To go on without them: --vars "accept_broken_parts: true".'
+            ) }}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{%- macro _broken_parts() -%}
+    {{ return(run_query(
+        "select table, name from system.detached_parts where database = " ~ sql_text(target.schema)
+        ~ " and startsWith(reason, 'broken') order by table, name"
+    )) }}
+{%- endmacro -%}
+
+{%- macro mend(dry_run=false) -%}
+    {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- set broken = _broken_parts() -%}
+    {%- for row in broken.rows -%}
+        {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}
+    {%- endfor -%}
+
+    {#- Batches that were landed whole, and are not whole any more. -#}
+    {%- set short = [] -%}
+    {%- for raw_table, counted in {'raw_traces': 'rows', 'raw_rejects': 'rejects'}.items() -%}
+        {%- do short.append(
+            "select batch_id from " ~ source('raw', 'raw_batches') ~ " as batches left join ("
+            ~ " select batch_id, uniqExact(position) as found from (select batch_id, position from " ~ source('raw', raw_table)
+            ~ " union all select batch_id, arrayJoin(positions) from " ~ source('operations', 'retired_batches')
+            ~ " where raw_table = '" ~ raw_table ~ "') group by batch_id) as held on batches.batch_id = held.batch_id"
+            ~ " where batches.`" ~ counted ~ "` > held.found and batches.batch_id not in (select batch_id from "
+            ~ source('operations', 'retired_batches') ~ " where raw_table = '" ~ raw_table ~ "' and is_whole)"
+        ) -%}
+    {%- endfor -%}
+    {%- set short_batches = short | join(' union distinct ') -%}
+    {%- set sources = run_query(
+        'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
+        ~ ' where batch_id in (' ~ short_batches ~ ') group by source order by source'
+    ) -%}
+    {%- if sources.rows | length > 0 -%}
+        {%- do print('not whole any more in the raw tables; land these sources again:') -%}
+        {%- do sources.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
+    {%- endif -%}
+
+    {#- Batches that were built, and are not whole any more in what was built of them. -#}
+    {%- set llm_traces = ref('llm_traces') -%}
+    {%- set built = {
+        'transformed_batches': 'select batch_id from ' ~ ref('int_traces__unioned') ~ ' where id not in (select id from ' ~ llm_traces ~ ')',
+    } -%}
+    {%- set lost = [built['transformed_batches']] -%}
+    {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
+        {%- do lost.append('select batch_id from ' ~ llm_traces ~ ' where id not in (select id from ' ~ table.relation ~ ')') -%}
+    {%- endfor -%}
+    {%- for table in built_tables() if 'batch_id' in table.columns and 'id' not in table.columns -%}
+        {%- set condition = 'batch_id in ('
+            ~ (built['transformed_batches'] if table.relation.identifier == 'transformed_batches' else lost | join(' union distinct ')) ~ ')' -%}
+        {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] -%}
+        {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' batches to build again') -%}
+        {%- if not dry_run and count | int > 0 -%}
+            {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- if not dry_run -%}
+        {%- if sources.rows | length > 0 -%}
+            {%- do run_and_wait(
+                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short_batches ~ ')'
+            ) -%}
+        {%- endif -%}
+        {%- for row in broken.rows -%}
+            {%- do run_query(
+                'alter table ' ~ target.schema ~ '.`' ~ row[0] ~ "` drop detached part '" ~ row[1] ~ "' settings allow_drop_detached = 1"
+            ) -%}
+        {%- endfor -%}
+        {%- do free_run_lock() -%}
+    {%- endif -%}
+{%- endmacro -%}

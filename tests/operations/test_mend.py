@@ -1,0 +1,45 @@
+"""A damaged file: a run refuses, says so, and what is lost comes back from what is left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.operations.test_reparse import FRESH, operation
+from tests.support.project import Project
+from tests.test_pipeline import record, write
+
+
+def damage(project: Project, table: str) -> None:
+    """Cut the largest file of a table's first part in two."""
+    path = project.value(
+        f"select path from system.parts where active and database = 'llm' and table = '{table}'"
+        " order by name limit 1"
+    )
+    file = max(Path(path).glob("*.*"), key=lambda one: one.stat().st_size if one.is_file() else 0)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def test_a_truncated_file_is_noticed_and_mended(embedded: Project, tmp_path: Path) -> None:
+    source = write(tmp_path / "a.ndjson", [record(number) for number in range(1, 200)])
+    embedded.loader(str(source))
+    embedded.dbt("run")
+    before = embedded.query(FRESH)
+
+    for table in ("llm_traces", "raw_traces"):
+        damage(embedded, table)
+        done = embedded.dbt("run", expect=None)
+        assert done.returncode != 0, table
+        assert "the store is damaged" in done.stdout
+        assert table in done.stdout
+        assert "set aside as broken" in operation(embedded, "mend", "{dry_run: true}")
+        said = operation(embedded, "mend")
+        if table == "raw_traces":
+            assert str(source) in said
+            embedded.loader(str(source))
+        embedded.dbt("run")
+        after = embedded.query(FRESH)
+        assert [row | {"landed_at": 0} for row in after] == [
+            row | {"landed_at": 0} for row in before
+        ]
+    assert "WARN=0" in embedded.dbt("build").stdout

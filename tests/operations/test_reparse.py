@@ -1,0 +1,124 @@
+"""Reparse: history read again from stored payloads, looked at first, applied month by month."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.project import Project
+from tests.test_pipeline import record, write
+
+KEPT = "id, request_json, response_json, organization_id, batch_id, position, created_at"
+FRESH = "select * except (transformed_at) from llm_traces order by id"
+
+
+def landed(project: Project, folder: Path, rows: int = 60) -> list[dict[str, object]]:
+    """Land and transform traces of two months; return them as the rules of now read them."""
+    project.loader(
+        str(
+            write(
+                folder / "a.ndjson",
+                [
+                    record(number, created_at=f"2026-{9 + number % 2:02d}-15T12:00:00Z")
+                    for number in range(1, rows + 1)
+                ],
+            )
+        )
+    )
+    project.dbt("run")
+    return project.query(FRESH)
+
+
+def spoil(project: Project, where: str = "1") -> None:
+    """Leave rows as older rules would have read them: other tokens, another version."""
+    project.query(
+        "alter table llm_traces update prompt_tokens = 0, usage_dialect = 'older',"
+        f" parser_version = 'older' where {where} settings mutations_sync = 2"
+    )
+
+
+def operation(
+    project: Project, name: str, args: str = "{}", expect: int = 0, **vars: object
+) -> str:
+    """Run a dbt operation and return what it printed."""
+    given = ["--vars", repr(vars).replace("True", "true")] if vars else []
+    done = project.dbt("run-operation", name, "--args", args, *given, expect=expect)
+    return done.stdout + done.stderr
+
+
+def test_it_reports_first_then_applies(project: Project, tmp_path: Path) -> None:
+    fresh = landed(project, tmp_path)
+    spoil(project, "id != '000002'")
+    before = project.query(FRESH)
+    stamp = "select id, transformed_at from llm_traces order by id"
+    stamps = project.query(stamp)
+
+    refused = operation(project, "reparse", "{apply: true}", expect=1)
+    assert "Look first" in refused
+    printed = operation(project, "reparse")
+    assert "older" in printed
+    assert project.query(FRESH) == before, "a report changes nothing"
+    changed = project.query(
+        "select id, changed_columns, before.prompt_tokens as b, after.prompt_tokens as a"
+        " from llm_traces_reparsed order by id"
+    )
+    assert len(changed) == 59
+    assert changed[0]["b"] == 0
+    assert changed[0]["a"] == 1
+    assert "prompt_tokens" in changed[0]["changed_columns"]
+
+    operation(project, "reparse", "{apply: true}")
+    assert project.query(FRESH) == fresh
+    now = project.query(stamp)
+    same = [row["id"] for row, was in zip(now, stamps, strict=True) if row == was]
+    assert same == ["000002"], "only what changed says so"
+    assert "nothing to do" in operation(project, "reparse", "{apply: true}")
+    project.dbt("build")
+
+
+def test_a_range_is_a_range(embedded: Project, tmp_path: Path) -> None:
+    landed(embedded, tmp_path)
+    spoil(embedded)
+    for apply in ("false", "true"):
+        operation(embedded, "reparse", f"{{from: 2026-10-01, to: 2026-11-01, apply: {apply}}}")
+    assert embedded.query(
+        "select toMonth(created_at) as month, countIf(parser_version = 'older') as old"
+        " from llm_traces group by month order by month"
+    ) == [{"month": 9, "old": 30}, {"month": 10, "old": 0}]
+    assert "is no time" in operation(embedded, "reparse", '{from: "\' or 1"}', expect=1)
+
+
+def test_it_refuses_what_was_retired(embedded: Project, tmp_path: Path) -> None:
+    landed(embedded, tmp_path)
+    spoil(embedded)
+    operation(embedded, "retire", retain_payload_days=1)
+    assert "30 traces" not in operation(embedded, "reparse", expect=1)
+    said = operation(embedded, "reparse", expect=1)
+    assert "have been retired" in said
+    assert "60 traces" in said
+    assert "rules of now" in operation(embedded, "reparse", "{skip_retired: true}")
+    assert embedded.value("select countIf(parser_version = 'older') from llm_traces") == 60
+
+
+@pytest.mark.parametrize("kills", [4])
+def test_killed_at_any_moment_it_loses_nothing(
+    embedded: Project, tmp_path: Path, kills: int
+) -> None:
+    fresh = landed(embedded, tmp_path, rows=2000)
+    spoil(embedded)
+    operation(embedded, "reparse")
+    chance = random.Random(7)
+    for _ in range(kills):
+        process = embedded.start_dbt("run-operation", "reparse", "--args", "{apply: true}")
+        time.sleep(chance.uniform(4, 9))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        rows = embedded.query(f"select {KEPT} from llm_traces order by id")
+        assert rows == [{name: row[name] for name in rows[0]} for row in fresh]
+    operation(embedded, "reparse", "{apply: true}")
+    assert embedded.query(FRESH) == fresh
+    assert embedded.query("show tables like 'llm_traces__reparse'") == []

@@ -1,0 +1,165 @@
+"""Retention and erasing: what goes is gone everywhere, what stays stays true, kills are mended."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+from tests.operations.test_reparse import FRESH, operation
+from tests.support.project import Project
+from tests.test_pipeline import record, write
+
+AGE = (
+    "alter table raw_batches update landed_at = landed_at - interval 100 day where 1"
+    " settings mutations_sync = 2"
+)
+
+
+def land(project: Project, path: Path, records: list[dict[str, object]], broken: int = 0) -> None:
+    """Land records and lines that are none; every tenth record has a user."""
+    write(path, records)
+    with path.open("a") as file:
+        for number in range(broken):
+            file.write(f'{{"org_id": "org-{number % 3}", "cut": \n')
+    project.loader(str(path), expect=1 if broken else 0)
+
+
+def traces(first: int, last: int) -> list[dict[str, object]]:
+    return [record(number, user_id=f"user-{number % 10}") for number in range(first, last)]
+
+
+def test_retention_is_off_by_default(embedded: Project, tmp_path: Path) -> None:
+    land(embedded, tmp_path / "a.ndjson", traces(1, 10))
+    embedded.dbt("run")
+    assert "nothing to retire" in operation(embedded, "retire")
+    assert "whole number" in operation(embedded, "retire", expect=1, retain_raw_days="soon")
+    assert embedded.value("select count() from raw_traces") == 9
+
+
+def test_what_is_old_goes_and_the_rest_stays_true(project: Project, tmp_path: Path) -> None:
+    land(project, tmp_path / "a.ndjson", traces(1, 31), broken=3)
+    project.dbt("run")
+    project.query(AGE)
+    land(project, tmp_path / "b.ndjson", traces(31, 41))
+    land(project, tmp_path / "c.ndjson", traces(41, 51), broken=2)
+    before = project.query(FRESH)
+    limits = {"retain_raw_days": 30, "retain_reject_days": 30, "retain_payload_days": 1}
+
+    said = operation(project, "retire", "{dry_run: true}", **limits)
+    assert "would retire" in said
+    assert project.value("select count() from raw_traces") == 50
+    operation(project, "retire", **limits)
+    operation(project, "retire", **limits)
+    assert project.value("select count() from raw_traces") == 20, "the pending stay"
+    assert project.value("select count() from raw_rejects") == 2
+    assert project.value("select count() from retired_batches") == 2
+
+    after = project.query(FRESH)
+    changed = {"request_json": "", "response_json": ""}
+    assert after == [row | changed for row in before], "tokens live on"
+    done = project.dbt("build", "--vars", json.dumps(limits))
+    assert "WARN=0" in done.stdout
+    assert project.value("select count() from llm_traces") == 50
+    project.loader(str(tmp_path / "a.ndjson"))
+    assert project.value("select count() from raw_traces") == 20, "what is retired lands no more"
+
+    # The same id again: a retired payload is no other payload.
+    land(project, tmp_path / "d.ndjson", traces(1, 4))
+    project.dbt("build")
+    assert project.value("select count() from trace_conflicts") == 0
+
+
+def test_a_rebuild_is_refused_where_raw_rows_are_retired(embedded: Project, tmp_path: Path) -> None:
+    land(embedded, tmp_path / "a.ndjson", traces(1, 31))
+    embedded.dbt("run")
+    before = embedded.query(FRESH)
+    embedded.dbt("run", "--full-refresh")
+    assert embedded.query(FRESH) == before, "a plain full refresh does not touch it"
+    embedded.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
+    assert embedded.query(FRESH) == before
+    embedded.query(AGE)
+    operation(embedded, "retire", retain_raw_days=30)
+    done = embedded.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true", expect=1)
+    assert "llm_traces cannot be built anew" in done.stdout
+    assert embedded.query(FRESH) == before
+
+
+def test_an_organization_is_erased_from_every_table(project: Project, tmp_path: Path) -> None:
+    land(project, tmp_path / "a.ndjson", traces(1, 31), broken=6)
+    # Another organization sends an id of the first again: it is the trace once that is gone.
+    land(project, tmp_path / "b.ndjson", [record(3, org_id="org-2"), record(4, org_id="org-0")])
+    project.dbt("build")
+    land(project, tmp_path / "c.ndjson", traces(31, 40))
+    rest = project.query(
+        "select * except (transformed_at) from llm_traces where organization_id != 'org-0'"
+        " order by id"
+    )
+
+    said = operation(project, "erase", "{organization: org-0, dry_run: true}")
+    assert "dry run" in said
+    assert project.value("select countIf(organization_id = 'org-0') from llm_traces") == 10
+    operation(project, "erase", "{organization: org-0}")
+    operation(project, "erase", "{organization: org-0}")
+    project.dbt("build")
+    done = project.dbt("build")
+    assert "WARN=0" in done.stdout
+
+    for table in ("llm_traces", "llm_traces_live", "trace_conflicts", "int_traces__unioned"):
+        left = project.value(f"select countIf(organization_id = 'org-0') from {table}")
+        assert left == 0, table
+    assert (
+        project.value("select countIf(position(envelope_json, '\"org-0\"') > 0) from raw_traces")
+        == 0
+    )
+    assert project.value("select countIf(position(raw, '\"org-0\"') > 0) from raw_rejects") == 0
+    assert project.value("select count() from raw_rejects") == 4
+    kept = project.query(
+        "select * except (transformed_at) from llm_traces where landed_at <= {t:String}"
+        " order by id",
+        t=max(str(row["landed_at"]) for row in rest),
+    )
+    assert [row for row in kept if row in rest] == rest
+    assert project.value("select organization_id from llm_traces where id = '000003'") == "org-2"
+    assert project.value("select count() from int_batches__pending") == 0
+    assert project.value("select count() from erasures where traces = 10") == 1
+    project.loader(str(tmp_path / "a.ndjson"))
+    project.dbt("run")
+    assert project.value("select countIf(organization_id = 'org-0') from llm_traces") == 0
+
+
+def test_an_end_user_is_erased(embedded: Project, tmp_path: Path) -> None:
+    land(embedded, tmp_path / "a.ndjson", traces(1, 41))
+    embedded.dbt("run")
+    operation(embedded, "erase", "{user: user-7, organization: org-1}")
+    left = embedded.query("select id from llm_traces order by id")
+    want = [n for n in range(1, 41) if not (n % 10 == 7 and n % 3 == 1)]
+    assert [int(row["id"]) for row in left] == want
+    assert "is empty" in operation(embedded, "erase", "{user: ''}", expect=1)
+    assert "whose traces" in operation(embedded, "erase", expect=1)
+    operation(embedded, "erase", '{organization: "x\' or 1=1 --"}')
+    assert embedded.value("select count() from llm_traces") == len(want)
+    embedded.dbt("build")
+
+
+def test_killed_erasing_is_completed_by_the_same_call(embedded: Project, tmp_path: Path) -> None:
+    land(embedded, tmp_path / "a.ndjson", traces(1, 2001), broken=6)
+    embedded.dbt("run")
+    chance = random.Random(3)
+    for _ in range(4):
+        process = embedded.start_dbt("run-operation", "erase", "--args", "{organization: org-1}")
+        time.sleep(chance.uniform(3, 7))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        embedded.dbt("run")
+    operation(embedded, "erase", "{organization: org-1}")
+    done = embedded.dbt("build")
+    assert "WARN=0" in done.stdout
+    ids = embedded.query("select id from llm_traces order by id")
+    assert [int(row["id"]) for row in ids] == [n for n in range(1, 2001) if n % 3 != 1]
+    assert (
+        embedded.value("select countIf(position(envelope_json, '\"org-1\"') > 0) from raw_traces")
+        == 0
+    )

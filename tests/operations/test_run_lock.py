@@ -1,0 +1,86 @@
+"""One run at a time on a shared store: the second waits or refuses, a dead one is passed."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from tests.operations.test_reparse import operation
+from tests.support.project import Project
+from tests.test_pipeline import record, write
+
+LOCKS = "select name, comment from system.tables where name like 'run_lock_%' order by name"
+
+
+def make_lock(server: Project, number: int, owner: str) -> None:
+    server.query(
+        f"create table run_lock_{number} (nothing UInt8) engine = Null comment '{owner} made'"
+    )
+
+
+def test_a_run_takes_and_frees_the_lock(server: Project) -> None:
+    server.dbt("run")
+    server.dbt("run")
+    ((lock),) = server.query(LOCKS)
+    assert lock["name"] == "run_lock_2", "older locks are removed"
+    assert lock["comment"].startswith("free ")
+
+
+def test_a_second_run_refuses_clearly_while_another_holds_it(server: Project) -> None:
+    server.dbt("run")
+    make_lock(server, 7, "11111111-2222-3333-4444-555555555555")
+    done = server.dbt("run", "--vars", "run_lock_wait_seconds: 3", expect=2)
+    assert "another run holds the store: 11111111-2222" in done.stdout
+    assert "Nothing was done" in done.stdout
+    printed = operation(server, "erase", "{organization: x}", expect=1, run_lock_wait_seconds=3)
+    assert "another run holds the store" in printed
+
+
+def test_a_dead_owner_is_passed_over(server: Project) -> None:
+    server.dbt("run")
+    make_lock(server, 7, "11111111-2222-3333-4444-555555555555")
+    done = server.dbt("run", "--vars", "run_lock_stale_seconds: 2")
+    assert "ended without freeing its lock" in done.stdout
+    assert [row["name"] for row in server.query(LOCKS)] == ["run_lock_8"]
+
+
+def test_an_owner_that_was_passed_over_stops_before_its_next_model(server: Project) -> None:
+    server.dbt("run")
+    process = server.start_dbt("run")
+    while not any(row["name"] == "run_lock_2" for row in server.query(LOCKS)):
+        time.sleep(0.2)
+    make_lock(server, 99, "11111111-2222-3333-4444-555555555555")
+    stdout, _ = process.communicate()
+    assert process.returncode == 1
+    assert "lost its lock to 11111111-2222" in stdout
+
+
+def test_two_runs_at_once_double_nothing(server: Project, tmp_path: Path) -> None:
+    server.dbt("run")
+    server.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(3000)])))
+    other = Project(tmp_path / "other", {})
+    other.env = server.env | {
+        name: other.env[name] for name in other.env if name.startswith("DBT_")
+    }
+    runs = [server.start_dbt("run"), other.start_dbt("run")]
+    said = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert any("waiting up to" in text for text in said)
+    assert server.value("select count() from llm_traces") == 3000
+    assert server.value("select uniqExact(id) from llm_traces") == 3000
+
+
+def test_a_killed_run_leaves_a_lock_that_the_next_takes_over(
+    server: Project, tmp_path: Path
+) -> None:
+    server.dbt("run")
+    server.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(500)])))
+    process = server.start_dbt("run")
+    while not any(row["name"] == "run_lock_2" for row in server.query(LOCKS)):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    server.dbt("run", "--vars", "run_lock_stale_seconds: 5")
+    assert server.value("select count() from llm_traces") == 500
+    assert server.value("select uniqExact(id) from llm_traces") == 500
