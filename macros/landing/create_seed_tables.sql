@@ -12,8 +12,8 @@
                     {%- do columns.append('`' ~ name ~ '` ' ~ type) -%}
                 {%- endfor -%}
                 {%- do run_query(
-                    'create table if not exists ' ~ relation ~ ' (' ~ columns | join(', ')
-                    ~ ') engine = MergeTree order by tuple()'
+                    'create table if not exists ' ~ relation ~ on_cluster() ~ ' (' ~ columns | join(', ')
+                    ~ ') engine = ' ~ ledger_engine() ~ ' order by tuple()'
                 ) -%}
                 {%- do adapter.cache_added(relation) -%}
             {%- endif -%}

@@ -17,20 +17,20 @@
 
 {#- The model's own table, empty, so that int_costs__pending can name it before the first run. -#}
 {%- macro create_costed_batches() -%}
-    create table if not exists {{ target.schema }}.costed_batches
+    create table if not exists {{ target.schema }}.costed_batches{{ on_cluster() }}
     (
         batch_id String,
         traces UInt64,
         price_book_version LowCardinality(String),
         costed_at DateTime64(3, 'UTC')
     )
-    engine = MergeTree
+    engine = {{ ledger_engine() }}
     order by batch_id
 {%- endmacro -%}
 
 {#- llm_trace_costs is built anew, from all of llm_traces: every batch has to be read back again. -#}
 {%- macro reopen_costed_batches() -%}
     {%- if execute and not is_incremental() -%}
-        truncate table if exists {{ this.incorporate(path={'identifier': 'costed_batches'}) }}
+        truncate table if exists {{ this.incorporate(path={'identifier': 'costed_batches'}) }}{{ on_cluster() }}
     {%- endif -%}
 {%- endmacro -%}
