@@ -8,8 +8,8 @@
             ) -%}
             {%- if load_relation(relation) is none -%}
                 {%- set columns = [] -%}
-                {%- for name, type in seed.config.column_types.items() -%}
-                    {%- do columns.append('`' ~ name ~ '` ' ~ type) -%}
+                {%- for column in seed.columns.values() -%}
+                    {%- do columns.append('`' ~ column.name ~ '` ' ~ column.data_type) -%}
                 {%- endfor -%}
                 {%- do run_query(
                     'create table if not exists ' ~ relation ~ on_cluster() ~ ' (' ~ columns | join(', ')
