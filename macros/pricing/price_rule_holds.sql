@@ -9,3 +9,12 @@ multiIf(
     false
 )
 {%- endmacro -%}
+
+{#- Whether all conditions of a clause, an array of (operator, operand, is_negated), hold of a name. -#}
+{%- macro price_clause_holds(name, conditions) -%}
+arrayAll(
+    condition ->
+        {{ price_rule_holds(name, 'condition.1', 'condition.2') }} != condition.3,
+    {{ conditions }}
+)
+{%- endmacro -%}

@@ -310,14 +310,20 @@ costed as (
         model,
         is_byok,
         cost_status,
-        multiIf(
-            cost_status in ('priced', 'partly_priced'), total::Nullable(Decimal(18, 12)),
-            cost_status = 'provider_reported', told_cost,
-            cost_status = 'no_usage' and (is_error or usage_status = 'not_applicable'),
-            toDecimal64(0, 12),
-            null
-        )::Nullable(Decimal(18, 12)) as total_cost_usd,
-        if(is_byok, toDecimal64(0, 12), total_cost_usd)::Nullable(Decimal(18, 12))
+        -- Cast after the choice: a count that is no count has a total that would not fit.
+        cast(
+            multiIf(
+                cost_status in ('priced', 'partly_priced'),
+                toNullable(total),
+                cost_status = 'provider_reported',
+                toDecimal256(told_cost, 24),
+                cost_status = 'no_usage' and (is_error or usage_status = 'not_applicable'),
+                toNullable(toDecimal256(0, 24)),
+                null
+            ),
+            'Nullable(Decimal(18, 12))'
+        ) as total_cost_usd,
+        cast(if(is_byok, toDecimal64(0, 12), total_cost_usd), 'Nullable(Decimal(18, 12))')
             as billable_cost_usd,
         provider_reported_cost_usd,
         cast(

@@ -49,6 +49,53 @@ chosen as (
     select {{ chosen_price_book() }} as price_book_version
 ),
 
+rules as (
+    select
+        rule_kind,
+        provider,
+        model,
+        rule_position,
+        clause,
+        groupArray((operator, operand, is_negated)) as conditions,
+        arrayStringConcat(
+            groupArray(concat(if(is_negated, 'not ', ''), operator, ' ', operand)), ' and '
+        ) as clause_text
+    from {{ ref('stg_prices__rules') }}
+    group by
+        rule_kind,
+        provider,
+        model,
+        rule_position,
+        clause
+),
+
+provider_clauses as (
+    select arraySort(groupArray((rule_position, provider::String, conditions))) as clauses
+    from rules
+    where rule_kind = 'provider'
+),
+
+model_clauses as (
+    select arraySort(groupArray((rule_position, provider::String, conditions))) as clauses
+    from rules
+    where rule_kind = 'provider_by_model'
+),
+
+fallbacks as (
+    select
+        groupArray(provider::String) as sellers,
+        groupArray((rule_position, tupleElement(conditions[1], 2))) as owners
+    from rules
+    where rule_kind = 'fallback'
+),
+
+aliases as (
+    select
+        groupArray(provider) as names,
+        groupArray((toUInt32(rank), price_provider)) as targets
+    from {{ ref('provider_aliases') }}
+),
+
 pairs as (
     select
         provider,
@@ -72,284 +119,128 @@ pairs as (
 
 named as (
     select
-        provider,
-        model,
-        response_model,
-        provider_name,
-        if(
-            answering_name = '' or position(requested_name, answering_name) > 0,
-            [('model', requested_name), ('response_model', answering_name)],
-            [('response_model', answering_name), ('model', requested_name)]
-        ) as both_names
-    from pairs
-),
-
-formed as (
-    select
-        provider,
-        model,
-        response_model,
-        provider_name,
-        arrayJoin(arrayFlatten(arrayMap(
+        *,
+        arrayFilter(name -> name.3 != '', arrayFlatten(arrayMap(
             (given, number) -> arrayMap(
                 (form, place) -> (number * 10 + place, given.1, form),
                 {{ model_name_forms('given.2') }},
                 [1, 2, 3, 4]
             ),
-            both_names,
+            if(
+                answering_name = '' or position(requested_name, answering_name) > 0,
+                [('model', requested_name), ('response_model', answering_name)],
+                [('response_model', answering_name), ('model', requested_name)]
+            ),
             [1, 2]
-        ))) as candidate
+        ))) as names
+    from pairs
+),
+
+-- Whose prices to look into: the aliases', else the first provider's whose rule fits.
+placed as (
+    select
+        provider,
+        model,
+        response_model,
+        names,
+        arrayFilter(
+            (target, name) -> name = provider_name,
+            (select targets from aliases),
+            (select names from aliases)
+        ) as alias_targets,
+        arrayFirst(
+            rule -> {{ price_clause_holds('provider_name', 'rule.3') }},
+            (select clauses from provider_clauses)
+        ) as rule_by_name,
+        rule_by_name.2 as provider_by_name,
+        arrayFirst(
+            found -> found != '',
+            arrayMap(
+                name -> tupleElement(
+                    arrayFirst(
+                        rule -> {{ price_clause_holds('name.3', 'rule.3') }},
+                        (select clauses from model_clauses)
+                    ),
+                    2
+                ),
+                if(provider_name in ('', 'unknown'), names, [])
+            )
+        ) as provider_by_model,
+        multiIf(
+            notEmpty(alias_targets), arrayFilter(target -> target.2 != '', alias_targets),
+            provider_by_name != '', [(toUInt32(0), provider_by_name)],
+            provider_by_model != '', [(toUInt32(0), provider_by_model)],
+            []
+        ) as own_providers
     from named
 ),
 
-names as (
+spread as (
     select
         provider,
         model,
         response_model,
-        provider_name,
-        candidate.1 as name_rank,
-        candidate.2 as matched_on,
-        candidate.3 as name
-    from formed
-    where candidate.3 != ''
-),
-
-aliases as (
-    select
-        provider as alias,
-        toUInt32(rank) as alias_rank,
-        price_provider
-    from {{ ref('provider_aliases') }}
-),
-
-rules as (
-    select * from {{ ref('stg_prices__rules') }}
-),
-
-provider_rules as (
-    select
-        provider as price_provider,
-        rule_position,
-        clause,
-        operator,
-        operand,
-        is_negated
-    from rules
-    where rule_kind = 'provider'
-),
-
-provider_names as (
-    select distinct provider_name
-    from named
-    where provider_name not in (select alias from aliases)
-),
-
-fitting_providers as (
-    select
-        provider_name,
-        price_provider,
-        rule_position,
-        clause
-    from provider_names
-    cross join provider_rules
-    group by
-        provider_name,
-        price_provider,
-        rule_position,
-        clause
-    having min({{ price_rule_holds('provider_name', 'operator', 'operand') }} != is_negated)
-),
-
-providers_by_name as (
-    select
-        provider_name,
-        argMin(price_provider, rule_position) as price_provider
-    from fitting_providers
-    group by provider_name
-),
-
-rules_by_model as (
-    select
-        provider as price_provider,
-        rule_position,
-        clause,
-        operator,
-        operand,
-        is_negated
-    from rules
-    where rule_kind = 'provider_by_model'
-),
-
-nameless as (
-    select
-        provider,
-        model,
-        response_model,
-        name_rank,
-        name
-    from names
-    where provider_name in ('', 'unknown')
-),
-
-fitting_by_model as (
-    select
-        provider,
-        model,
-        response_model,
-        name_rank,
-        price_provider,
-        rule_position,
-        clause
-    from nameless
-    cross join rules_by_model
-    group by
-        provider,
-        model,
-        response_model,
-        name_rank,
-        price_provider,
-        rule_position,
-        clause
-    having min({{ price_rule_holds('name', 'operator', 'operand') }} != is_negated)
-),
-
-providers_by_model as (
-    select
-        provider,
-        model,
-        response_model,
-        argMin(price_provider, (name_rank, rule_position)) as price_provider
-    from fitting_by_model
-    group by
-        provider,
-        model,
-        response_model
-),
-
-own_providers as (
-    select
-        named.provider as provider,
-        named.model as model,
-        named.response_model as response_model,
-        aliases.alias_rank * 1000 as provider_rank,
-        aliases.price_provider::String as price_provider
-    from named
-    inner join aliases on named.provider_name = aliases.alias
-    where price_provider != ''
-
-    union all
-
-    select
-        named.provider as provider,
-        named.model as model,
-        named.response_model as response_model,
-        toUInt32(0) as provider_rank,
-        providers_by_name.price_provider::String as price_provider
-    from named
-    inner join providers_by_name on named.provider_name = providers_by_name.provider_name
-
-    union all
-
-    select
-        provider,
-        model,
-        response_model,
-        toUInt32(0) as provider_rank,
-        price_provider::String as price_provider
-    from providers_by_model
-),
-
-fallbacks as (
-    select * from rules
-    where rule_kind = 'fallback'
-),
-
-all_providers as (
-    select
-        *,
-        false as is_fallback
-    from own_providers
-
-    union all
-
-    select
-        own_providers.provider as provider,
-        own_providers.model as model,
-        own_providers.response_model as response_model,
-        own_providers.provider_rank + fallbacks.rule_position as provider_rank,
-        fallbacks.operand as price_provider,
-        true as is_fallback
-    from own_providers
-    inner join fallbacks on own_providers.price_provider = fallbacks.provider
+        names,
+        tupleElement(own_providers[1], 2) as first_provider,
+        arrayConcat(
+            arrayMap(own -> (own.1 * 1000, own.2, false), own_providers),
+            arrayFlatten(arrayMap(
+                own -> arrayMap(
+                    other -> (own.1 * 1000 + other.1, other.2, true),
+                    arrayFilter(
+                        (other, seller) -> seller = own.2,
+                        (select owners from fallbacks),
+                        (select sellers from fallbacks)
+                    )
+                ),
+                own_providers
+            ))
+        ) as all_providers
+    from placed
 ),
 
 candidates as (
     select
-        names.provider as provider,
-        names.model as model,
-        names.response_model as response_model,
-        names.name_rank as name_rank,
-        names.matched_on as matched_on,
-        names.name as name,
-        all_providers.provider_rank as provider_rank,
-        all_providers.price_provider as price_provider,
-        all_providers.is_fallback as is_fallback
-    from names
-    inner join all_providers
-        on
-            names.provider = all_providers.provider
-            and names.model = all_providers.model
-            and names.response_model = all_providers.response_model
+        provider,
+        model,
+        response_model,
+        arrayJoin(all_providers) as candidate,
+        candidate.1 as provider_rank,
+        candidate.2 as price_provider,
+        candidate.3 as is_fallback,
+        names
+    from spread
 ),
 
 model_rules as (
     select
-        provider as rule_provider,
+        provider::String as rule_provider,
         model as price_model,
         rule_position,
         clause,
-        operator,
-        operand,
-        is_negated
+        conditions,
+        clause_text
     from rules
     where rule_kind = 'model'
 ),
 
-clauses as (
+-- The first of a pair's names that a clause fits.
+fits as (
     select
         provider,
         model,
         response_model,
-        name_rank,
-        matched_on,
-        name,
         provider_rank,
         price_provider,
         is_fallback,
         price_model,
         rule_position,
         clause,
-        arrayStringConcat(
-            groupArray(concat(if(is_negated, 'not ', ''), operator, ' ', operand)),
-            ' and '
-        ) as clause_text
+        clause_text,
+        arrayFirst(name -> {{ price_clause_holds('name.3', 'conditions') }}, names) as fit_name
     from candidates
     inner join model_rules on candidates.price_provider = model_rules.rule_provider
-    group by
-        provider,
-        model,
-        response_model,
-        name_rank,
-        matched_on,
-        name,
-        provider_rank,
-        price_provider,
-        is_fallback,
-        price_model,
-        rule_position,
-        clause
-    having min({{ price_rule_holds('name', 'operator', 'operand') }} != is_negated)
+    where fit_name.3 != ''
 ),
 
 first_fits as (
@@ -358,23 +249,17 @@ first_fits as (
         model,
         response_model,
         argMin(
-            (price_provider, price_model, matched_on, name, clause_text, is_fallback),
-            (name_rank, provider_rank, rule_position, clause)
+            (
+                price_provider,
+                price_model,
+                fit_name.2,
+                fit_name.3,
+                clause_text,
+                is_fallback
+            ),
+            (fit_name.1, provider_rank, rule_position, clause)
         ) as fit
-    from clauses
-    group by
-        provider,
-        model,
-        response_model
-),
-
-known_providers as (
-    select
-        provider,
-        model,
-        response_model,
-        argMin(price_provider, provider_rank) as price_provider
-    from own_providers
+    from fits
     group by
         provider,
         model,
@@ -383,19 +268,17 @@ known_providers as (
 
 final as (
     select
-        chosen.price_book_version::LowCardinality(String) as price_book_version,
-        pairs.provider::LowCardinality(String) as provider,
-        pairs.model::String as model,
-        pairs.response_model::String as response_model,
+        (select price_book_version from chosen)::LowCardinality(String) as price_book_version,
+        spread.provider::LowCardinality(String) as provider,
+        spread.model::String as model,
+        spread.response_model::String as response_model,
         multiIf(
             first_fits.fit.2 != '', 'matched',
-            known_providers.price_provider != '', 'no_model',
+            spread.first_provider != '', 'no_model',
             'no_provider'
         )::LowCardinality(String) as match_status,
         if(
-            first_fits.fit.2 != '',
-            first_fits.fit.1,
-            known_providers.price_provider
+            first_fits.fit.2 != '', first_fits.fit.1, spread.first_provider
         )::LowCardinality(String) as price_provider,
         first_fits.fit.2::String as price_model,
         first_fits.fit.3::LowCardinality(String) as matched_on,
@@ -403,18 +286,12 @@ final as (
         first_fits.fit.5::String as match_rule,
         first_fits.fit.6::Bool as is_fallback,
         now64(3, 'UTC') as matched_at
-    from pairs
-    cross join chosen
+    from spread
     left join first_fits
         on
-            pairs.provider = first_fits.provider
-            and pairs.model = first_fits.model
-            and pairs.response_model = first_fits.response_model
-    left join known_providers
-        on
-            pairs.provider = known_providers.provider
-            and pairs.model = known_providers.model
-            and pairs.response_model = known_providers.response_model
+            spread.provider = first_fits.provider
+            and spread.model = first_fits.model
+            and spread.response_model = first_fits.response_model
 )
 
 select * from final

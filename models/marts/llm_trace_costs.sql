@@ -7,6 +7,7 @@
         query_settings={
             'throw_on_max_partitions_per_insert_block': 0,
             'max_block_size': 8192,
+            'short_circuit_function_evaluation': 'disable',
         },
         pre_hook="{{ reopen_costed_batches() }}",
     )
@@ -15,7 +16,9 @@
 
 {#- Follows llm_traces by batches, like it: the traces of the batches that are not recorded as
     costed, but for those that a killed run had appended. `--full-refresh` prices all of history
-    again, from the narrow columns of llm_traces; the table is exchanged when it is whole. -#}
+    again, from the narrow columns of llm_traces; the table is exchanged when it is whole.
+    Small blocks, since each row carries its model's prices; no short circuits, which cost more here
+    than what they save. -#}
 -- depends_on: {{ ref('int_costs__pending') }}
 
 with

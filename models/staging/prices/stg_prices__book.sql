@@ -94,8 +94,9 @@ on_all_days as (
 
 split as (
     select
-        * except (holds_to, weekdays),
-        if(window_source = '', holds_to, least(holds_to, weekdays_from)) as until,
+        * except (holds_from, holds_to, weekdays),
+        holds_from as starts_at,
+        if(window_source = '', holds_to, least(holds_to, weekdays_from)) as ends_at,
         weekdays as days
     from on_all_days
 
@@ -103,8 +104,8 @@ split as (
 
     select
         * except (holds_from, holds_to, weekdays),
-        greatest(holds_from, weekdays_from) as holds_from,
-        holds_to as until,
+        greatest(holds_from, weekdays_from) as starts_at,
+        holds_to as ends_at,
         arrayMap(day -> toUInt8(day), splitByChar(' ', window_weekdays)) as days
     from on_all_days
     where window_source != ''
@@ -116,8 +117,8 @@ final as (
         toString(price_row) as price_id,
         provider,
         model,
-        holds_from as valid_from,
-        until as valid_to,
+        starts_at as valid_from,
+        ends_at as valid_to,
         window_start,
         window_end,
         days as weekdays,
@@ -132,7 +133,7 @@ final as (
         precedence,
         source
     from split
-    where holds_from < until
+    where starts_at < ends_at
 )
 
 select * from final
