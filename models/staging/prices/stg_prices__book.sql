@@ -106,7 +106,7 @@ split as (
         * except (holds_from, holds_to, weekdays),
         greatest(holds_from, weekdays_from) as starts_at,
         holds_to as ends_at,
-        arrayMap(day -> toUInt8(day), splitByChar(' ', window_weekdays)) as days
+        arrayMap(day -> toUInt8OrZero(day), splitByChar(' ', window_weekdays)) as days
     from on_all_days
     where window_source != ''
 ),

@@ -27,7 +27,7 @@ renamed as (
         window_start,
         window_end,
         arrayMap(
-            day -> toUInt8(day),
+            day -> toUInt8OrZero(day),
             arrayFilter(day -> day != '', splitByChar(' ', weekdays))
         ) as weekdays,
         if(time_zone = '', 'UTC', time_zone) as time_zone,
