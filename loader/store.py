@@ -46,9 +46,6 @@ _SESSION_SETTINGS: dict[str, Any] = {
     "max_insert_block_size": 16_777_216,
     "min_insert_block_size_rows": 16_777_216,
     "min_insert_block_size_bytes": 8_589_934_592,
-    # Without these the engine spends seconds on planning what reads a response.
-    "query_plan_merge_expressions": 0,
-    "optimize_and_compare_chain": 0,
 }
 
 
