@@ -317,7 +317,11 @@ costed as (
                 toNullable(total),
                 cost_status = 'provider_reported',
                 toDecimal256(told_cost, 24),
-                cost_status = 'no_usage' and (is_error or usage_status = 'not_applicable'),
+                cost_status = 'no_usage'
+                and (
+                    usage_status = 'not_applicable'
+                    or (is_error and usage_status not in ('unrecognised', 'unparsable'))
+                ),
                 toNullable(toDecimal256(0, 24)),
                 null
             ),
