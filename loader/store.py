@@ -46,6 +46,10 @@ _SESSION_SETTINGS: dict[str, Any] = {
     "max_insert_block_size": 16_777_216,
     "min_insert_block_size_rows": 16_777_216,
     "min_insert_block_size_bytes": 8_589_934_592,
+    # As in profiles.example.yml: for reading traces that no dbt run has transformed yet.
+    "query_plan_merge_expressions": 0,
+    "query_plan_lift_up_union": 0,
+    "optimize_and_compare_chain": 0,
 }
 
 

@@ -644,6 +644,4 @@ select
     {{ expression }} as {{ column }}{{ ',' if not loop.last }}
     {% endfor %}
 from valued
-{# Comparing each condition with those of every step below it takes the optimizer a second. #}
-settings optimize_and_compare_chain = 0
 {% endmacro %}
