@@ -8,7 +8,7 @@
         pre_hook="{{ drop_empty_months('UTC') }}",
     )
 }}
-{# one row per UTC day, provider, requested model, answering model and unit, of calls the operator pays #}
+{# one row per UTC day, provider, requested model, answering model and unit, without BYOK #}
 
 {#- Bills are cut in UTC days, whatever the reports are cut in. The row of the empty unit counts the
     calls, those of the other units hold the charges: each sums up on its own. -#}
@@ -42,7 +42,9 @@ charged as (
         costs.cost_status in ('unpriced', 'partly_priced') as lacks_price,
         arrayJoin(
             arrayPushFront(
-                arrayMap(charge -> (charge.unit, charge.quantity, charge.amount_usd), costs.charges),
+                arrayMap(
+                    charge -> (charge.unit, charge.quantity, charge.amount_usd), costs.charges
+                ),
                 ('', 0, toDecimal64(0, 12))
             )
         ) as charge

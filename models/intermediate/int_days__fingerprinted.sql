@@ -6,8 +6,8 @@
 }}
 {# one row per time zone that days are cut in and day that has traces #}
 
-{#- What the roll-ups by day compare themselves with: a day whose fingerprint differs from the one it
-    was built from is built again, and no other. No watermark: whatever happens to a trace changes
+{#- What the roll-ups by day compare themselves with: a day whose fingerprint differs from the one
+    it was built from is built again, and no other. No watermark: whatever happens to a trace changes
     the fingerprint of its day (it comes, late or not; it is parsed again, priced again, erased; a
     subscription begins to hold for it), and a run that is killed leaves the old one behind.
     Reads four narrow columns of all traces. -#}

@@ -1,4 +1,4 @@
-{# one row per trace id: llm_traces without payloads, with the billing context that holds as known now #}
+{# one row per trace id: llm_traces without payloads, with the billing context known now #}
 
 {#- llm_traces keeps what was known when a trace was transformed. Money follows what is known now: a
     subscription that is corrected later, or comes later, counts from its valid_from on. What a

@@ -1,5 +1,5 @@
 {{ config(materialized='view') }}
-{# one row per month, customer, organization, plan, cost source, source of the billing context and BYOK #}
+{# one row per month, customer, organization, plan, cost source, billing source and BYOK #}
 
 with
 

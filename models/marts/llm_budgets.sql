@@ -3,13 +3,7 @@
 
 {#- Now is the time of asking; the variable `budgets_at` (a time in UTC) asks for another. -#}
 {%- set time_zone = reporting_time_zone() -%}
-{%- set now -%}
-    {%- if var('budgets_at', none) -%}
-toDateTime64('{{ modules.re.sub("[^0-9 :.-]", " ", var("budgets_at") | string) | trim }}', 0, 'UTC')
-    {%- else -%}
-now64(0, 'UTC')
-    {%- endif -%}
-{%- endset %}
+{%- set now = asking_time() %}
 
 with
 

@@ -30,8 +30,7 @@ costs as (
         price_book_version,
         arrayFirst(charge -> charge.unit = 'input_tokens', charges) as uncached_charge,
         arrayFilter(
-            charge ->
-                startsWith(charge.unit, 'cached_') or startsWith(charge.unit, 'cache_write_'),
+            charge -> match(charge.unit, '^(cached|cache_write)_'),
             charges
         ) as cache_charges,
         arraySum(
@@ -42,8 +41,7 @@ costs as (
         ) as write_cost,
         arraySum(charge -> charge.quantity, cache_charges) as charged_tokens,
         arrayFirst(
-            (price, charge) ->
-                startsWith(charge.unit, 'cached_') or startsWith(charge.unit, 'cache_write_'),
+            (price, charge) -> match(charge.unit, '^(cached|cache_write)_'),
             price_ids,
             charges
         ) as cache_price_id
@@ -70,13 +68,18 @@ book as (
     from {{ source('prices', 'raw_prices') }}
 ),
 
+uncached_rows as (
+    select * from book
+    where unit = 'input_tokens'
+),
+
 uncached_prices as (
     select
         book.price_book_version::String as book_version,
         book.price_id as price_id,
         any(uncached.unit_price_usd) as unit_price_usd
     from book
-    inner join (select * from book where unit = 'input_tokens') as uncached
+    inner join uncached_rows as uncached
         on
             book.price_book_version = uncached.price_book_version
             and book.entry = uncached.entry

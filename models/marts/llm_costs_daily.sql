@@ -8,7 +8,7 @@
         pre_hook="{{ drop_empty_months(reporting_time_zone()) }}",
     )
 }}
-{# one row per day, organization, project, agent, call type, provider, model, BYOK and billing context #}
+{# one row per day, organization, project, agent, call type, provider, model, BYOK and billing #}
 
 with
 

@@ -8,7 +8,7 @@
         pre_hook="{{ drop_empty_months(reporting_time_zone()) }}",
     )
 }}
-{# one row per day, organization, project, agent, call type, provider, model, error class and type #}
+{# one row per day, organization, project, agent, call type, provider, model and error #}
 
 {#- Calls without an error are rows too, with an empty class: a share needs its whole. -#}
 

@@ -3,20 +3,29 @@
 
 with
 
+months as (
+    select
+        id,
+        organization_id,
+        created_at,
+        total_tokens,
+        request_size_bytes,
+        toYYYYMM(created_at, '{{ reporting_time_zone() }}') as usage_month
+    from {{ ref('llm_traces') }}
+),
+
 ranked as (
     select
         id,
         organization_id,
         created_at
-    from {{ ref('llm_traces') }}
+    from months
     order by
         total_tokens desc,
         request_size_bytes desc,
-        created_at,
-        id
-    limit {{ var('largest_requests', 100) | int }} by
-        organization_id,
-        toYYYYMM(created_at, '{{ reporting_time_zone() }}')
+        created_at asc,
+        id asc
+    limit {{ var('largest_requests', 100) | int }} by organization_id, usage_month
 ),
 
 traces as (

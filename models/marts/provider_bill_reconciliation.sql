@@ -1,5 +1,5 @@
 {{ config(materialized='view') }}
-{# one row per level (day, provider, model, line_item) and what it names, on days of which there are bills #}
+{# one row per level (day, provider, model, line_item) and what it names, on days with bills #}
 
 with
 
@@ -114,7 +114,7 @@ sides as (
             select * from ours
             union all
             select * from theirs
-        )
+        ) as both_sides
     group by
         usage_date,
         provider,
@@ -188,7 +188,7 @@ judged as (
             select * from models
             union all
             select * from line_items
-        )
+        ) as compared
 ),
 
 -- Of several models, the class is that of the one that makes the most of the difference. A day is
@@ -203,8 +203,10 @@ summed as (
         sum(judged.bill_lines) as sum_bill_lines,
         sum(judged.ours_usd) as sum_ours,
         sum(judged.theirs_usd) as sum_theirs,
-        argMax(judged.class, (judged.class != 'within_tolerance', abs(difference_usd), provider, model))
-            as worst_class
+        argMax(
+            judged.class,
+            (judged.class != 'within_tolerance', abs(difference_usd), provider, model)
+        ) as worst_class
     from judged
     where
         level = 'model'
@@ -234,17 +236,17 @@ levels as (
     union all
 
     select
-        sum_level,
+        sum_level as level,
         usage_date,
-        sum_provider,
-        '',
-        '',
-        '',
-        sum_calls,
-        sum_unpriced_calls,
-        sum_bill_lines,
-        sum_ours,
-        sum_theirs,
+        sum_provider as provider,
+        '' as model,
+        '' as unit,
+        '' as line_item,
+        sum_calls as calls,
+        sum_unpriced_calls as unpriced_calls,
+        sum_bill_lines as bill_lines,
+        sum_ours as ours_usd,
+        sum_theirs as theirs_usd,
         multiIf(
             worst_class != 'no_bill'
             and abs(sum_theirs - sum_ours) <= greatest(
@@ -253,7 +255,7 @@ levels as (
             ), 'within_tolerance',
             worst_class = 'within_tolerance', 'price',
             worst_class
-        )
+        ) as class
     from summed
 ),
 

@@ -1,5 +1,5 @@
-{#- Every dollar of the bills that hold is in the comparison by model, and every one of ours on the days
-    that bills are for. -#}
+{#- Every dollar of the bills that hold is in the comparison by model, and every one of ours on the
+    days that bills are for. -#}
 
 with
 

@@ -1,4 +1,5 @@
-{#- What customers are charged for is what was used: same calls, same money, quota and credits apart. -#}
+{#- What customers are charged for is what was used: the same calls and money, quota and credits
+    apart. -#}
 
 with
 

@@ -1,5 +1,5 @@
-{#- A roll-up is its base, no more and no less: an insert-triggered view that held 3,996 for 999 rows
-    (NangoHQ/nango PR 6122), a roll-up 3.5 times its base table (future-agi#2839). -#}
+{#- A roll-up is its base, no more and no less: an insert-triggered view held 3,996 for 999 rows
+    (NangoHQ/nango PR 6122), and a roll-up was 3.5 times its base table (future-agi#2839). -#}
 
 with
 

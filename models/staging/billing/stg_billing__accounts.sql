@@ -1,7 +1,8 @@
 {# one row per organization and instant from which it is billed in a way #}
 
-{#- Of what was said for one instant, the last known holds. Two of one file are known at one time: the
-    later line holds. What is left equal (two files that name one `known_at`) is decided by the hash. -#}
+{#- Of what was said for one instant, the last known holds. Two of one file are known at one time:
+    the later line holds. What is left equal (two files that name one `known_at`) is decided by the
+    hash. -#}
 
 with
 

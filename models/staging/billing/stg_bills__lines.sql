@@ -1,6 +1,6 @@
 {# one row per line of the bill that holds for a provider, account and period #}
 
-{#- Of a period that was billed more than once, the last known bill holds, with all of its lines. -#}
+{#- Of a period that was billed more than once, the last known bill holds, all of its lines. -#}
 
 with
 
@@ -28,9 +28,8 @@ lines as (
     limit 1 by provider, account, starts_at, content_hash, position
 ),
 
-{#- A line item in words, such as `gpt-4.1-2025-04-14, cached input`, names the model and, after the
-    last comma, what of it is charged. -#}
-
+-- A line item in words, such as `gpt-4.1-2025-04-14, cached input`, names the model and, after the
+-- last comma, what of it is charged.
 worded as (
     select
         *,
