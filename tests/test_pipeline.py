@@ -113,9 +113,7 @@ def test_an_id_that_comes_again_stays_what_it_was(project: Project, tmp_path: Pa
     assert project.value("select count() from int_batches__pending") == 0
 
 
-def test_no_shape_of_response_breaks_a_run_or_loses_a_row(
-    project: Project, tmp_path: Path
-) -> None:
+def test_no_shape_of_response_breaks_a_run_or_loses_a_row(project: Project, tmp_path: Path) -> None:
     bodies = [
         *("", "null", "true", "0", "-1.5e300", "123456789012345678901234567890", '""', '"text"'),
         *("[]", "{}", "[1,2,3]", "[[]]", '[{"usage":3}]', '{"usage":null}', '{"usage":{}}'),
