@@ -1,4 +1,4 @@
-"""Run the benchmarks and write benchmarks/RESULTS.md: `make bench`, or `python -m benchmarks NAME…`.
+"""Run the benchmarks and write benchmarks/RESULTS.md: `make bench`, or these by name.
 
 BENCH_SCALE (default 1.0) makes every input so many times as large.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.report import Section
 
-BENCHMARKS = ("landing", "transforming")
+BENCHMARKS = ("landing", "transforming", "writing")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

@@ -444,7 +444,15 @@ suspected as (
         if(
             parse_dialect != 'none', [],
             arrayConcat(
-                parse_objects, if(parse_counts_text = '', [], [('usage', parse_counts_text)])
+                parse_objects,
+                if(parse_counts_text = '', [], [('usage', parse_counts_text)]),
+                arrayMap(
+                    member -> (concat('usage.', member.1), member.2),
+                    arrayFilter(
+                        member -> startsWith(member.2, '{'),
+                        JSONExtractKeysAndValuesRaw(parse_counts_text)
+                    )
+                )
             )
         ) as parse_suspects
     from summed
@@ -462,7 +470,7 @@ listed as (
             object -> arrayMap(
                 member -> if(object.1 = '', member.1, concat(object.1, '.', member.1)),
                 arrayFilter(
-                    member -> match(member.1, '(?i)token')
+                    member -> match(concat(object.1, '.', member.1), '(?i)token')
                         and not match(member.1, '(?i)^max|max_|maximum|limit|_ids?$|tokenid|logprob|per_?sec|per_?min|price|cost|_ms$|_time|rate|budget|remaining|accept|draft')
                         and match(member.2, '^"?[1-9][0-9]*(\\.0+)?"?$'),
                     JSONExtractKeysAndValuesRaw(object.2)

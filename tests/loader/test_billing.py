@@ -202,6 +202,11 @@ def test_a_day_that_was_cut_short_is_built_again(embedded: Project, tmp_path: Pa
 def test_the_as_of_join_lets_filters_down_to_the_raw_rows(
     embedded: Project, tmp_path: Path
 ) -> None:
+    # Each batch stays a part of its own, so that reading one can be told from reading all.
+    embedded.loader("init")
+    embedded.query(
+        "alter table raw_traces modify setting max_bytes_to_merge_at_max_space_in_pool = 1"
+    )
     for number in range(3):
         embedded.loader(write(tmp_path / f"{number}.ndjson", trace(number, "2026-10-02T12:00:00Z")))
     embedded.dbt("run")

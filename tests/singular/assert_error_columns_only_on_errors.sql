@@ -1,4 +1,5 @@
-{#- Error columns are filled exactly when a trace is an error; type and message where the body has them. -#}
+{# Error columns are filled exactly when a trace is an error. #}
+
 select
     id,
     provider,
@@ -9,8 +10,8 @@ from {{ ref('llm_traces') }}
 where
     is_error != (error_class is not null)
     or (not is_error and coalesce(error_type, error_message) is not null)
-    or lengthUTF8(ifNull(error_message, '')) > 1000
-    or ifNull(error_class, 'unknown') not in (
+    or lengthUTF8(coalesce(error_message, '')) > 1000
+    or coalesce(error_class, 'unknown') not in (
         'rate_limit', 'quota', 'authentication', 'permission', 'not_found', 'invalid_request',
         'context_overflow', 'content_filter', 'timeout', 'overloaded', 'server_error', 'cancelled',
         'unknown'

@@ -1,4 +1,4 @@
-{#- Conservation, transforming: of a batch that counts as transformed, each landed id is in llm_traces. -#}
+{# Conservation, transforming: each id of a transformed batch is in llm_traces. #}
 
 with
 

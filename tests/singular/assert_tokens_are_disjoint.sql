@@ -16,11 +16,11 @@ select
 from {{ ref('llm_traces') }}
 where
     least(
-        prompt_tokens, completion_tokens, total_tokens,
-        ifNull(cached_input_tokens, 0), ifNull(cache_write_tokens, 0), ifNull(reasoning_tokens, 0)
+        prompt_tokens, completion_tokens, total_tokens, coalesce(cached_input_tokens, 0),
+        coalesce(cache_write_tokens, 0), coalesce(reasoning_tokens, 0)
     ) < 0
     or (
-        prompt_tokens - ifNull(cached_input_tokens, 0) - ifNull(cache_write_tokens, 0) < 0
+        prompt_tokens - coalesce(cached_input_tokens, 0) - coalesce(cache_write_tokens, 0) < 0
         and provider not in ('azure', 'openrouter', 'xai')
     )
-    or (ifNull(reasoning_tokens, 0) > completion_tokens and provider != 'openrouter')
+    or (coalesce(reasoning_tokens, 0) > completion_tokens and provider != 'openrouter')

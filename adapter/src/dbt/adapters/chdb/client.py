@@ -87,7 +87,7 @@ class ChdbClient(ChHttpClient):
             chdb_options=_ENGINE_OPTIONS,
         )
 
-    def _create_client(self, credentials: ChdbCredentials) -> Client:  # type: ignore[override]
+    def _create_client(self, credentials: ChdbCredentials) -> Client:
         # An HTTP session is told apart by its id; here the comment on a query serves, to cancel it.
         self._conn_settings.setdefault("log_comment", self._conn_settings["session_id"])
 
