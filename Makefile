@@ -5,7 +5,8 @@ BIN := .venv/bin
 SCRATCH := target/scratch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench docs lock clean test-dbt test-python test-adapter soak fuzz
+.PHONY: help setup demo test lint bench docs lock clean test-dbt test-python test-adapter \
+	test-server test-letta soak fuzz examples
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -51,11 +52,29 @@ lint: setup ## ruff, mypy, sqlfluff
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint --disable-progress-bar models tests/singular tests/generic
 
+fuzz: setup ## a million records and 100,000 hostile bodies; FUZZ_SEED repeats a run
+	FUZZ_RECORDS=1000000 FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/fuzz -s
+
+soak: setup ## hundreds of kills; TOKENLEDGER_KILLS and TOKENLEDGER_SEED set how many and when
+	TOKENLEDGER_KILLS=$${TOKENLEDGER_KILLS:-200} $(BIN)/python -m pytest tests/test_kill.py -s
+	TOKENLEDGER_TEST_KILLS=200 $(BIN)/python -m pytest tests/loader/test_kill.py
+	TOKENLEDGER_SERVER_KILLS=200 $(BIN)/python -m pytest tests/server/test_server_kills.py
+
+test-server: setup ## the tests against the server that CLICKHOUSE_ENDPOINT names (see compose.yml)
+	@test -n "$$CLICKHOUSE_ENDPOINT" || { echo "set CLICKHOUSE_ENDPOINT; compose.yml starts a server" >&2; exit 2; }
+	$(BIN)/python -m pytest tests --ignore tests/support
+
+test-letta: setup ## the drop-in against the server package itself, in an environment of its own
+	$(BIN)/python tests/letta/run.py
+
 bench: setup ## the benchmarks, as ratios, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
 docs: setup ## dbt's documentation site, into target/
 	$(BIN)/dbt docs generate
+
+examples: ## write the example traces again (seeded: the same bytes)
+	$(BIN)/python examples/generate.py
 
 lock: ## compile requirements.in into requirements.lock (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.in -o requirements.lock

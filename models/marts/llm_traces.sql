@@ -8,6 +8,7 @@
             {'name': 'by_step', 'definition': 'step_id type bloom_filter(0.001) granularity 1'},
             {'name': 'by_agent', 'definition': 'agent_id type bloom_filter(0.01) granularity 1'},
             {'name': 'by_size', 'definition': 'total_tokens type minmax granularity 1'},
+            {'name': 'by_landing', 'definition': 'landed_at type minmax granularity 1'},
         ],
         projections=[{'name': 'by_id', 'index': ['id']}],
         query_settings={
@@ -29,6 +30,7 @@
       by_step    the trace of a step in an organization (ids are random: a bloom filter skips almost all granules)
       by_agent   an agent's traces over time
       by_size    the largest requests
+      by_landing the traces of a batch, for their costs
       by_id      a trace by its id, and the anti-join below: a projection, since a bloom filter is no
                  help against ten thousand ids at once -#}
 
@@ -116,6 +118,7 @@ final as (
         output_image_tokens,
         web_search_requests,
         provider_reported_cost_usd,
+        provider_upstream_cost_usd,
         error_class,
         finish_reason,
         finish_reason_raw,
