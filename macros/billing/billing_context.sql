@@ -12,15 +12,64 @@ A context is taken as a whole: the plan of one and the customer of another would
 nobody has.
 -#}
 
-{#- The subscriptions, under names that no trace has. -#}
-{%- macro subscriptions_as_of() -%}
-select
-        organization_id as subscribed_organization_id,
-        valid_from as subscribed_from,
-        plan_type as subscribed_plan_type,
-        cost_source as subscribed_cost_source,
-        customer_id as subscribed_customer_id
+{#- CTEs that end in `matched`: a relation's rows with the subscription that holds at their time.
+
+    An as-of join would say the same. But the settings under which responses are planned
+    (query_plan_merge_expressions = 0) let no filter through a join of any kind: every landed response
+    would be read and parsed to find one trace. So an organization's subscriptions are looked up as a
+    value: `transform` hashes the organizations once, and a filter goes by. Of each subscription there
+    are its microsecond, plan, cost source and customer, in order of time; none is ''. -#}
+{%- macro matched_with_subscriptions(traces) -%}
+histories as (
+    select
+        organization_id,
+        toString(
+            arraySort(
+                groupArray(
+                    (
+                        toUnixTimestamp64Micro(valid_from),
+                        coalesce(plan_type, ''),
+                        coalesce(cost_source, ''),
+                        coalesce(customer_id, '')
+                    )
+                )
+            )
+        ) as history
     from {{ ref('stg_billing__accounts') }}
+    group by organization_id
+),
+
+-- The empty organization has none, and keeps the lists from being empty.
+subscriptions as (
+    select
+        arrayPushBack(groupArray(organization_id), '') as organizations,
+        arrayPushBack(groupArray(history), '[]') as histories
+    from histories
+),
+
+subscribed as (
+    select
+        *,
+        arrayLast(
+            subscription -> subscription.1 <= toUnixTimestamp64Micro(created_at),
+            transform(
+                organization_id::String,
+                (select organizations from subscriptions),
+                (select subscriptions.histories from subscriptions),
+                '[]'
+            )::Array(Tuple(Int64, String, String, String))
+        ) as subscription
+    from {{ traces }}
+),
+
+matched as (
+    select
+        * except (subscription),
+        nullIf(subscription.2, '') as subscribed_plan_type,
+        nullIf(subscription.3, '') as subscribed_cost_source,
+        nullIf(subscription.4, '') as subscribed_customer_id
+    from subscribed
+)
 {%- endmacro -%}
 
 {#- The four billing columns. Arguments: the trace's own three values, and whether they are its own. -#}

@@ -6,22 +6,7 @@ traces as (
     select * from {{ ref('int_traces__parsed') }}
 ),
 
-subscriptions as (
-    {{ subscriptions_as_of() }}
-),
-
--- The small side on the right is held in memory, the traces stream past it, and a filter on them
--- goes down to the raw rows.
-matched as (
-    select
-        traces.*,
-        subscriptions.* except (subscribed_organization_id, subscribed_from)
-    from traces
-    asof left join subscriptions
-        on
-            traces.organization_id = subscriptions.subscribed_organization_id
-            and traces.created_at >= subscriptions.subscribed_from
-),
+{{ matched_with_subscriptions('traces') }},
 
 billed as (
     select

@@ -24,20 +24,7 @@ traces as (
     from {{ ref('llm_traces') }}
 ),
 
-subscriptions as (
-    {{ subscriptions_as_of() }}
-),
-
-matched as (
-    select
-        traces.*,
-        subscriptions.* except (subscribed_organization_id, subscribed_from)
-    from traces
-    asof left join subscriptions
-        on
-            traces.organization_id = subscriptions.subscribed_organization_id
-            and traces.created_at >= subscriptions.subscribed_from
-),
+{{ matched_with_subscriptions('traces') }},
 
 final as (
     select

@@ -199,7 +199,7 @@ def test_a_day_that_was_cut_short_is_built_again(embedded: Project, tmp_path: Pa
     assert embedded.value("select sum(calls) from llm_errors_daily") == 9
 
 
-def test_the_as_of_join_lets_filters_down_to_the_raw_rows(
+def test_the_lookup_of_subscriptions_lets_filters_down_to_the_raw_rows(
     embedded: Project, tmp_path: Path
 ) -> None:
     # Each batch stays a part of its own, so that reading one can be told from reading all.
@@ -214,7 +214,9 @@ def test_the_as_of_join_lets_filters_down_to_the_raw_rows(
     ask = "explain estimate select id, billing_plan_type from int_traces__billed where "
 
     def read_rows(condition: str) -> int:
-        rows = embedded.query(ask + condition, batch=batch)
+        rows = embedded.query(
+            f"{ask}{condition} settings query_plan_lift_up_union = 1", batch=batch
+        )
         return sum(row["rows"] for row in rows if row["table"] == "raw_traces")
 
     everything = read_rows("1")
