@@ -1,7 +1,8 @@
-"""List the lines that were rejected: why, and where they stood.
+"""List the lines that were rejected: why, and where they stood; or land them again.
 
-A line's own text is shown only when asked for, and then its head: it may hold what nobody else is
-to see. It is kept whole in raw_rejects.
+What was replayed, or was the beginning of a line that has come whole since, is no longer listed. A
+line's own text is shown only when asked for, and then its head: it may hold what nobody else is to
+see. It is kept whole in raw_rejects.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 from typing import Any
 
 from loader.errors import UsageError
+from loader.formats import Framer
+from loader.replay import is_open, replay_rejects
 from loader.settings import Settings
-from loader.store import Store, open_existing_store
+from loader.store import RAW_TABLES, Store, open_existing_store
 
 EXAMPLES = """\
 examples:
@@ -20,6 +23,8 @@ examples:
   python -m loader rejects --limit 1000   more of them
   python -m loader rejects --show         with the first 200 characters of each line
   python -m loader rejects --json         one JSON object a line
+  python -m loader rejects --all          those too that were landed since
+  python -m loader rejects --replay       land again what a format added since can read
 """
 
 _SHOWN_CHARACTERS = 200
@@ -27,7 +32,19 @@ _SHOWN_CHARACTERS = 200
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object a reject")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object a reject, or the replay's summary",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="list those too that were replayed or have come whole"
+    )
+    parser.add_argument(
+        "--replay",
+        action="store_true",
+        help="land the rejected lines that are records now: a format was added, a limit was raised",
+    )
     parser.add_argument(
         "--limit", type=int, default=20, metavar="N", help="list the newest N (default 20)"
     )
@@ -39,11 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Print the rejects, newest first."""
+    """Print the rejects, newest first; or replay them: 1 then, if some stay rejected."""
     if args.limit < 1:
         raise UsageError("--limit is to be a whole number above 0.")
+    if args.replay:
+        return _replay(args, settings)
     with open_existing_store(settings) as store:
-        rejects = list_rejects(store, args.limit, args.show)
+        rejects = list_rejects(store, args.limit, args.show, args.all)
     for reject in rejects:
         if args.json:
             print(json.dumps(reject))
@@ -56,7 +75,32 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def list_rejects(store: Store, limit: int, with_head: bool = False) -> list[dict[str, Any]]:
+def _replay(args: argparse.Namespace, settings: Settings) -> int:
+    with open_existing_store(settings) as store:
+        summary = replay_rejects(store, Framer.from_file(), settings)
+        left = count_open(store)
+    if args.json:
+        counts = {"batches": summary.batches, "rows": summary.rows, "rejects": left}
+        print(json.dumps(counts | {"database": settings.database, "store": settings.store_name}))
+    else:
+        print(f"landed {summary.rows:,} lines that were rejected; {left:,} stay rejected")
+    return 1 if left else 0
+
+
+def count_open(store: Store) -> int:
+    """Count the rejects that are listed by default."""
+    if not set(RAW_TABLES) <= store.tables():
+        return 0
+    count: int = store.query(
+        f"select uniqExact(batch_id, position) from {store.table('raw_rejects')}"
+        f" where {is_open(store)}"
+    )[0][0]
+    return count
+
+
+def list_rejects(
+    store: Store, limit: int, with_head: bool = False, with_closed: bool = False
+) -> list[dict[str, Any]]:
     """Return the newest rejects, each once.
 
     Parameters
@@ -67,8 +111,10 @@ def list_rejects(store: Store, limit: int, with_head: bool = False) -> list[dict
         The most to return.
     with_head : bool
         Whether `head`, the first characters of the line, is there too.
+    with_closed : bool
+        Whether those too that were replayed, or have come whole since.
     """
-    if "raw_rejects" not in store.tables():
+    if not set(RAW_TABLES) <= store.tables():
         return []
     names = ["reason", "source", "line", "byte_offset", "detail", "batch_id", "position"]
     text = f"toValidUTF8(left(raw, {4 * _SHOWN_CHARACTERS}))"
@@ -76,6 +122,7 @@ def list_rejects(store: Store, limit: int, with_head: bool = False) -> list[dict
     rows = store.query(
         f"select {', '.join(names)}, toString(landed_at){head}"
         f" from {store.table('raw_rejects')}"
+        f" where {'true' if with_closed else is_open(store)}"
         " order by landed_at desc, source, line"
         " limit 1 by batch_id, position"
         " limit {limit:UInt64}",

@@ -13,6 +13,7 @@ from typing import Any
 
 from loader.errors import StoreError
 from loader.metrics import prometheus_text
+from loader.replay import closed_batches, is_open
 from loader.settings import Settings
 from loader.spool import spool_status
 from loader.store import RAW_TABLES, Store, open_existing_store
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if status["unfinished_batches"]:
         print(
             f"unfinished   {status['unfinished_batches']:,} batches without a ledger row: "
-            "a loader is at work, or was stopped; landing the same source again finishes them"
+            "a loader is at work, or was stopped; landing the same source again finishes them. "
+            "dbt leaves them out. If they stay, see docs/spool.md#unfinished-batches"
         )
     for reason, count in status["rejected_by_reason"].items():
         print(f"rejected     {count:,} {reason}")
@@ -110,9 +112,11 @@ def collect_status(store: Store) -> dict[str, Any]:
     if not set(RAW_TABLES) <= tables:
         return status
     traces, rejects, ledger = (store.table(name) for name in RAW_TABLES)
+    # What was replayed counts where it is now: each line is a row or a reject of one batch.
     # Two loaders that raced may both have written a batch's ledger row: it is one batch.
     batches = (
-        "(select batch_id, any(rows) as batch_rows, any(rejects) as batch_rejects,"
+        "(select batch_id, any(rows) as batch_rows,"
+        f" if(batch_id in ({closed_batches(store)}), 0, any(rejects)) as batch_rejects,"
         f" min(landed_at) as batch_landed_at from {ledger} group by batch_id)"
     )
     status["landed"] = _row(
@@ -145,6 +149,7 @@ def collect_status(store: Store) -> dict[str, Any]:
     status["rejected_by_reason"] = dict(
         store.query(
             f"select reason, uniqExact(batch_id, position) as count from {rejects}"
+            f" where {is_open(store)}"
             " group by reason order by count desc, reason"
         )
     )

@@ -1,0 +1,208 @@
+"""Replay: rejected lines landed again, where a format that was added or a limit makes them records.
+
+Owns which rejects are still open, and the batch that takes a replayed one's place. Refuses what no
+format can mend: bytes that were damaged on their way, and lines of which only the head was kept.
+
+A batch is replayed whole, as the source `replay/<batch_id>`: its rejected lines that are records
+now become rows, the others are rejects again, with the place they first came from. So each line is
+in one open batch, and the ledger alone says which: a batch that was replayed is closed. Where no
+line became a record nothing is landed, so that replaying again changes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from loader.batches import Batch, Cut, batch_id_of, encode_batch, new_hash
+from loader.formats import Buffer, Framer, Record
+from loader.landing import Summary, land_batch
+from loader.redaction import load_redactor
+from loader.rowbinary import (
+    encode_milliseconds,
+    encode_string,
+    encode_uint32,
+    encode_uint64,
+    varint,
+)
+from loader.settings import Settings
+from loader.store import RAW_TABLES, Store
+
+__all__ = ["REPLAY_PREFIX", "closed_batches", "is_open", "replay_rejects"]
+
+REPLAY_PREFIX = "replay/"
+
+# What framing decides. Other reasons say that the bytes are not those that were sent: a damaged
+# record may be JSON still, and yet not what somebody wrote.
+_REPLAYABLE = ("not_utf8", "not_json", "not_an_object", "too_deep", "unknown_format", "too_large")
+_HEAD_ONLY = "sha256 of all"
+
+
+def closed_batches(store: Store) -> str:
+    """Write the select of batches whose rejects are settled.
+
+    They were replayed: what stayed rejected is a reject of the replay. Or they are the unfinished
+    last line of a file that went on: that line was landed again, whole.
+    """
+    ledger, rejects = store.table("raw_batches"), store.table("raw_rejects")
+    return (
+        f"select substring(source, {len(REPLAY_PREFIX) + 1}) as batch_id from {ledger}"
+        f" where startsWith(source, '{REPLAY_PREFIX}')"
+        " union all"
+        f" select batch_id from {ledger} as begun"
+        " inner join (select source, start_offset, max(end_offset) as furthest"
+        f" from {ledger} where startsWith(source, '/') group by source, start_offset) as gone_on"
+        " on begun.source = gone_on.source and begun.start_offset = gone_on.start_offset"
+        " where begun.lines = 1 and begun.end_offset < gone_on.furthest"
+        f" and begun.batch_id in (select batch_id from {rejects} where reason = 'unfinished')"
+    )
+
+
+def is_open(store: Store) -> str:
+    """Write the condition on a reject that is to be seen to: landed, and in no closed batch."""
+    return (
+        f"batch_id in (select batch_id from {store.table('raw_batches')})"
+        f" and batch_id not in ({closed_batches(store)})"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reject:
+    """A line that was rejected, and what it is now: a record, or None."""
+
+    position: int
+    source: str
+    line: int
+    byte_offset: int
+    reason: str
+    detail: str
+    raw: bytes
+    is_record: bool
+
+
+def replay_rejects(
+    store: Store,
+    framer: Framer,
+    settings: Settings,
+    on_progress: Callable[[Summary], None] | None = None,
+) -> Summary:
+    """Land what was rejected and is a record now, exactly once.
+
+    Parameters
+    ----------
+    store : Store
+        The store; without raw tables nothing happens.
+    framer, settings
+        How lines are framed; the limits.
+    on_progress : callable, optional
+        Called with the summary after each batch.
+
+    Returns
+    -------
+    Summary
+        Of the batches landed now: `rows` are lines that became traces, `rejects` are those of the
+        same batches that stay rejected.
+
+    Raises
+    ------
+    StoreError
+        If the store fails; running it again finishes.
+    """
+    summary = Summary()
+    if not set(RAW_TABLES) <= store.tables():
+        return summary
+    batches = store.query(
+        f"select batch_id from {store.table('raw_rejects')}"
+        f" where reason in {{reasons:Array(String)}} and {is_open(store)}"
+        " group by batch_id order by min(landed_at), batch_id",
+        {"reasons": list(_REPLAYABLE)},
+    )
+    for (batch_id,) in batches:
+        batch = _replayed(store, batch_id, framer, settings)
+        if batch is not None and land_batch(store, batch):
+            summary.add_landed(batch)
+            if on_progress is not None:
+                on_progress(summary)
+    return summary
+
+
+def _replayed(store: Store, batch_id: str, framer: Framer, settings: Settings) -> Batch | None:
+    """Make the batch that takes the place of another's rejects; None if all stay what they are."""
+    rejects = _rejects_of(store, batch_id, framer, settings)
+    records = [reject for reject in rejects if reject.is_record]
+    others = [reject for reject in rejects if not reject.is_record]
+    if not records:
+        return None
+    source = REPLAY_PREFIX + batch_id
+    # The batch's id stands for its bytes; what became of each line belongs to the id too, so that
+    # a run that was killed is not taken up by one that knows other formats.
+    hash_ = new_hash(source, 0)
+    for reject in rejects:
+        hash_.update(b"%d:%d\n" % (reject.position, reject.is_record))
+    size = sum(len(reject.raw) + 1 for reject in rejects)
+    cut = Cut(
+        batch_id=batch_id_of(hash_),
+        source=source,
+        start=0,
+        end=size,
+        first_line=rejects[0].line,
+        lines=[reject.raw for reject in records],
+        is_terminated=True,
+    )
+    batch = encode_batch(cut, framer, settings)
+    assert batch.rows == len(records), "framed twice, differently"
+    batch.reasons.update(reject.reason for reject in others)
+    return replace(
+        batch,
+        lines=len(rejects),
+        rejects=len(others),
+        rejected=_encoded(cut.batch_id, batch.rows, others),
+    )
+
+
+def _rejects_of(store: Store, batch_id: str, framer: Framer, settings: Settings) -> list[_Reject]:
+    rows = store.query(
+        "select position, source, line, byte_offset, reason, detail, base64Encode(raw)"
+        f" from {store.table('raw_rejects')} where batch_id = {{batch_id:String}}"
+        " order by position limit 1 by position",
+        {"batch_id": batch_id},
+    )
+    redactor = load_redactor(settings.redaction)
+
+    def is_record(reason: str, detail: str, raw: bytes) -> bool:
+        if reason not in _REPLAYABLE or _HEAD_ONLY in detail:
+            return False
+        if len(raw) > settings.max_record_bytes:
+            return False
+        line = raw if redactor is None else redactor.redact(raw)[0]
+        return isinstance(framer.frame(line), Record)
+
+    found = []
+    for position, source, line, byte_offset, reason, detail, text in rows:
+        raw = base64.b64decode(text)
+        is_now = is_record(reason, detail, raw)
+        found.append(_Reject(position, source, line, byte_offset, reason, detail, raw, is_now))
+    return found
+
+
+def _encoded(batch_id: str, first_position: int, rejects: Sequence[_Reject]) -> list[Buffer]:
+    """Encode what stays rejected, behind the rows, with the place it first came from."""
+    landed_at = encode_milliseconds(datetime.now(UTC))
+    pieces: list[Any] = []
+    for position, reject in enumerate(rejects, first_position):
+        pieces += (
+            encode_string(batch_id.encode()),
+            encode_uint32(position),
+            encode_string(reject.source.encode()),
+            encode_uint64(reject.line),
+            encode_uint64(reject.byte_offset),
+            encode_string(reject.reason.encode()),
+            encode_string(reject.detail.encode()),
+            varint(len(reject.raw)),
+            reject.raw,
+            landed_at,
+        )
+    return pieces

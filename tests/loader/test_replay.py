@@ -1,0 +1,251 @@
+"""Rejected lines landed again: each line in one place, however often and whenever it is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loader.replay
+from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch
+from loader.errors import StoreError
+from loader.formats import Format, Framer
+from loader.landing import Summary, land_source, place_batch
+from loader.replay import replay_rejects
+from loader.settings import Settings
+from loader.sources import find_sources
+from loader.store import Store, open_store
+from loader.verbs.rejects import count_open, list_rejects
+from loader.verbs.status import collect_status
+from tests.support.project import Project
+
+OLD = Framer.from_file()
+NEW = Framer([*OLD.formats, Format("parrot", {}, ("squawk",), "id", "squawk", "answer")])
+LINES = [
+    '{"request_json":1,"id":"a"}',
+    '{"squawk":1.0,"id":"b"}',
+    "no json",
+    "",
+    '{"squawk":2,"answer":{"x": 1}}',
+    "[]",
+    '{"request_json":3}',
+]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    settings = Settings(chdb_path=tmp_path_factory.mktemp("store") / "warehouse")
+    with open_store(settings) as found:
+        found.ensure_raw_tables()
+        yield found
+
+
+@pytest.fixture
+def store(opened: Store) -> Store:
+    for table in ("raw_traces", "raw_rejects", "raw_batches"):
+        opened.command(f"truncate table {opened.table(table)}")
+    return opened
+
+
+def land(store: Store, path: Path, text: str, framer: Framer = OLD) -> None:
+    path.write_text(text)
+    (source,), _ = find_sources([str(path)])
+    land_source(store, source, framer, Settings(), Summary())
+
+
+def replay(store: Store, framer: Framer = NEW) -> tuple[int, int]:
+    """Replay, and say how many lines became rows now, and how many are listed then."""
+    rows = replay_rejects(store, framer, Settings()).rows
+    return rows, count_open(store)
+
+
+def listed(store: Store) -> list[tuple[str, int]]:
+    return sorted((each["reason"], each["line"]) for each in list_rejects(store, 100))
+
+
+def rows(store: Store) -> list[tuple[Any, ...]]:
+    """Every record of a batch that is in the ledger; one that is there twice is named twice."""
+    return sorted(
+        store.query(
+            "select `format`, request_json, response_json, envelope_json"
+            f" from {store.table('raw_traces')}"
+            f" where batch_id in (select batch_id from {store.table('raw_batches')})"
+        )
+    )
+
+
+def test_a_format_that_was_added_reads_what_was_rejected(store: Store, tmp_path: Path) -> None:
+    land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
+    before = list_rejects(store, 100)
+    assert len(before) == 4
+    assert replay(store) == (2, 2)
+    assert rows(store) == [
+        ("parrot", "1.0", "", '{"id":"b"}'),
+        ("parrot", "2", '{"x": 1}', "{}"),
+        ("provider_trace", "1", "", '{"id":"a"}'),
+        ("provider_trace", "3", "", "{}"),
+    ]
+    assert listed(store) == [("not_an_object", 6), ("not_json", 3)]
+    places = ("source", "line", "byte_offset", "reason", "detail")
+    left = [{name: each[name] for name in places} for each in list_rejects(store, 100)]
+    assert all(each in [{name: old[name] for name in places} for old in before] for each in left)
+    assert len(list_rejects(store, 100, with_closed=True)) == 6, "nothing is removed"
+
+
+def test_again_lands_nothing(store: Store, tmp_path: Path) -> None:
+    land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
+    assert replay(store, OLD) == (0, 4)
+    replay(store)
+    held = rows(store), listed(store)
+    assert replay(store) == (0, 2)
+    assert replay(store, OLD) == (0, 2)
+    assert (rows(store), listed(store)) == held
+
+
+def test_a_second_format_reads_what_the_first_left(store: Store, tmp_path: Path) -> None:
+    land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"hiss":2}\nx\n')
+    assert replay(store) == (1, 2)
+    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    assert replay(store, newer) == (1, 1)
+    assert [row[0] for row in rows(store)] == ["parrot", "snake"]
+    assert listed(store) == [("not_json", 3)]
+
+
+def test_the_ledger_and_the_status_count_each_line_once(store: Store, tmp_path: Path) -> None:
+    land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
+    replay(store)
+    status = collect_status(store)
+    assert (status["landed"]["rows"], status["landed"]["rejects"]) == (4, 2)
+    assert status["rejected_by_reason"] == {"not_an_object": 1, "not_json": 1}
+    assert status["unfinished_batches"] == 0
+    wrong = store.query(
+        f"select batch_id from {store.table('raw_batches')} as ledger"
+        " where lines != `rows` + rejects"
+        f" or `rows` != (select uniqExact(position) from {store.table('raw_traces')} as t"
+        " where t.batch_id = ledger.batch_id)"
+        f" or rejects != (select uniqExact(position) from {store.table('raw_rejects')} as r"
+        " where r.batch_id = ledger.batch_id)"
+    )
+    assert wrong == []
+
+
+@pytest.mark.parametrize("kept", ["traces", "rejects", "both", "a part", "all but the ledger"])
+def test_a_killed_replay_is_finished_by_the_next(
+    store: Store, tmp_path: Path, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
+    before = listed(store)
+
+    def killed(store: Store, batch: Batch) -> bool:
+        if kept in ("traces", "both"):
+            store.insert_binary("raw_traces", TRACE_COLUMNS, batch.traces)
+        if kept in ("rejects", "both"):
+            store.insert_binary("raw_rejects", REJECT_COLUMNS, batch.rejected)
+        if kept == "a part":
+            store.insert_binary("raw_rejects", REJECT_COLUMNS, batch.rejected[:10])
+        if kept == "all but the ledger":
+            place_batch(store, batch)
+        raise StoreError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.replay, "land_batch", killed)
+        with pytest.raises(StoreError):
+            replay(store)
+    assert listed(store) == before, "what is not in the ledger is not told twice"
+    assert replay(store) == (2, 2)
+    assert len(rows(store)) == 4
+    assert collect_status(store)["unfinished_batches"] == 0
+
+
+def test_a_killed_replay_is_not_taken_up_with_other_formats(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"hiss":2}\n')
+
+    def killed(store: Store, batch: Batch) -> bool:
+        store.insert_binary("raw_traces", TRACE_COLUMNS, batch.traces)
+        raise StoreError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.replay, "land_batch", killed)
+        with pytest.raises(StoreError):
+            replay(store)
+    snake = Framer([*OLD.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    assert replay(store, snake) == (1, 1)
+    assert [row[:2] for row in rows(store)] == [("snake", "2")]
+    assert listed(store) == [("unknown_format", 1)]
+
+
+def test_an_unfinished_line_waits_for_its_file(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    land(store, path, '{"request_json":1}\n{"squawk":')
+    assert replay(store) == (0, 1)
+    assert listed(store) == [("unfinished", 2)]
+    land(store, path, '{"request_json":1}\n{"squawk":1}\n')
+    assert listed(store) == [("unknown_format", 2)], "its beginning is settled"
+    assert replay(store) == (1, 0)
+    assert [row[:2] for row in rows(store)] == [("parrot", "1"), ("provider_trace", "1")]
+
+
+@pytest.mark.parametrize("reason", ["torn", "corrupt", "half_record", "broken_connection"])
+def test_damaged_bytes_are_never_made_a_trace(store: Store, tmp_path: Path, reason: str) -> None:
+    land(store, tmp_path / "a.ndjson", '{"squawk":1}\n')
+    store.command(
+        f"alter table {store.table('raw_rejects')} update reason = {{reason:String}} where true"
+        " settings mutations_sync = 2",
+        {"reason": reason},
+    )
+    assert replay(store) == (0, 1)
+    assert rows(store) == []
+
+
+def test_bytes_that_are_no_text_are_kept(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b'{"squawk":"\xc3\xa9"}\n\xff\x00bad\n')
+    (source,), _ = find_sources([str(path)])
+    land_source(store, source, OLD, Settings(), Summary())
+    assert replay(store) == (1, 1)
+    assert rows(store)[0][1] == '"é"'
+    kept = store.query(
+        f"select uniqExact(raw), any(hex(raw)) from {store.table('raw_rejects')}"
+        " where reason = 'not_utf8'"
+    )
+    assert kept == [(1, "FF00626164")]
+
+
+def test_the_command_survives_kills(embedded: Project, tmp_path: Path) -> None:
+    """Records above a limit, replayed without it, killed at moments of chance."""
+    chance = random.Random(5)
+    path = tmp_path / "a.ndjson"
+    path.write_text(
+        "".join(
+            json.dumps({"id": f"{number}", "request_json": "x" * 200}) + "\n" + f"bad {number}\n"
+            for number in range(120)
+        )
+    )
+    small = {"TOKENLEDGER_MAX_RECORD_BYTES": "100", "TOKENLEDGER_BATCH_LINES": "10"}
+    usual = dict(embedded.env)
+    embedded.env |= small
+    embedded.loader(str(path), expect=1)
+    embedded.env = usual
+    for _ in range(2):
+        process = embedded.start_loader("rejects", "--replay")
+        time.sleep(chance.uniform(0.4, 1.2))
+        process.kill()
+        process.communicate()
+    embedded.loader("rejects", "--replay", expect=1)
+    done = json.loads(embedded.loader("rejects", "--replay", "--json", expect=1).stdout)
+    assert (done["rows"], done["rejects"]) == (0, 120)
+    found = embedded.query(
+        "select count() as found, uniqExact(envelope_json) as ids from llm.raw_traces"
+    )[0]
+    assert (found["found"], found["ids"]) == (120, 120)
+    lines = embedded.loader("rejects", "--limit", "1000").stdout.splitlines()
+    assert len(lines) == len(set(lines)) == 120
+    assert all(": not_json: " in line for line in lines)
+    assert f"{path}:2: not_json" in "\n".join(lines)
