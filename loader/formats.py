@@ -24,8 +24,9 @@ NON_FINITE_NUMBER = "non_finite_number"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_CACHED_KEYS = 10_000
-# A whole string, or a number that Python's json writes and JSON does not have.
-_STRING_OR_NON_FINITE = re.compile(rb'"(?>[^"\\]+|\\.)*+"|-?Infinity|NaN', re.DOTALL)
+# A string, or a number that Python's json writes and JSON does not have. A string without an end
+# goes to the end of the line: looking for its end from each of its quotes would be quadratic.
+_STRING_OR_NON_FINITE = re.compile(rb'"(?>[^"\\]+|\\.)*+"?|-?Infinity|NaN', re.DOTALL)
 
 # Bytes, or a view of them: msgspec's Raw is one too.
 Buffer = bytes | msgspec.Raw

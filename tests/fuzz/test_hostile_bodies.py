@@ -101,6 +101,11 @@ HOSTILE: list[Callable[[random.Random], Any]] = [
     lambda r: r.random() * 10 ** r.randrange(20),
 ]
 BLOCK = 5000
+# As loader and dbt plan: see profiles.example.yml.
+PLANNING = (
+    "set query_plan_merge_expressions = 0, query_plan_lift_up_union = 0, "
+    "optimize_and_compare_chain = 0"
+)
 
 
 def places(node: Any) -> Iterator[tuple[Any, Any]]:
@@ -167,6 +172,7 @@ def bodies(count: int, chance: random.Random) -> Iterator[str]:
 def engine() -> Iterator[session.Session]:
     """Give an engine with a table for bodies."""
     with session.Session() as store:
+        store.query(PLANNING)
         store.query("create database fuzz")
         store.query(
             "create table fuzz.bodies (id UInt64, provider String, model String, "
