@@ -248,7 +248,7 @@ class Reader:
         payloads : bool
             Read the payloads too, as objects.
         """
-        conditions = ["agent_id = {agent_id:String}"]
+        conditions = []
         parameters: dict[str, Any] = {"agent_id": agent_id, "limit": _rows(limit) + 1}
         if errors_only:
             conditions.append("is_error")
@@ -270,6 +270,7 @@ class Reader:
             payloads,
             since,
             until,
+            name="agent_id = {agent_id:String}",
         )
         more = len(traces) > limit
         traces = traces[:limit]
@@ -318,7 +319,7 @@ class Reader:
         rows = self._run(
             lambda store: store.query(
                 f"select {GROUPS[group_by]} as group_, {sums}"
-                f" from {_traces(store)} where {where}"
+                f" from {_traces(store, None, parameters)} where {where}"
                 f" group by group_ order by {order}",
                 parameters,
             )
@@ -392,10 +393,11 @@ class Reader:
     ) -> dict[str, Any] | None:
         found = self._select(
             organization_id,
-            [f"{column} = {{value:String}}"],
+            [],
             {"value": value},
             "order by created_at desc, landed_at desc, id desc limit 1",
             payloads,
+            name=f"{column} = {{value:String}}",
         )
         return found[0] if found else None
 
@@ -408,16 +410,20 @@ class Reader:
         payloads: bool,
         since: datetime | None = None,
         until: datetime | None = None,
+        name: str | None = None,
     ) -> list[dict[str, Any]]:
         columns = _COLUMNS + (_PAYLOADS if payloads else ())
-        where = _where(organization_id, conditions, parameters, since, until)
+        named = [name] if name is not None else []
+        where = _where(organization_id, [*named, *conditions], parameters, since, until)
         rows = self._run(
             lambda store: store.query(
-                f"select {', '.join(columns)} from {_traces(store)} where {where} {tail}",
+                f"select {', '.join(columns)}"
+                f" from {_traces(store, name, parameters)}"
+                f" where {where} {tail}",
                 parameters,
             )
         )
-        traces = [dict(zip(columns, row, strict=True)) for row in rows]
+        traces = [_named(columns, row) for row in rows]
         if payloads:
             for trace in traces:
                 for name in _PAYLOADS:
@@ -565,11 +571,12 @@ def get_provider_trace_by_step_id(
         If the store fails.
     """
     parameters: dict[str, Any] = {"step_id": step_id}
-    where = _where(organization_id, ["step_id = {step_id:String}"], parameters)
+    name = "step_id = {step_id:String}"
+    where = _where(organization_id, [name], parameters)
     try:
         rows = store.query(
             f"select {', '.join(_STEP_COLUMNS)}"
-            f" from {_traces(store)}"
+            f" from {_traces(store, name, parameters)}"
             f" where {where}"
             " order by created_at desc, landed_at desc, id desc"
             " limit 1",
@@ -579,7 +586,7 @@ def get_provider_trace_by_step_id(
         raise _explained(store, error) from None
     if not rows:
         return None
-    trace = dict(zip(_STEP_COLUMNS, rows[0], strict=True))
+    trace = _named(_STEP_COLUMNS, rows[0])
     trace["id"] = ID_PREFIX + trace["id"]
     trace["request_json"] = payload_object(trace["request_json"])
     trace["response_json"] = payload_object(trace["response_json"])
@@ -649,14 +656,46 @@ def _read_cursor(text: str) -> tuple[int, str]:
     return int(micros), last_id
 
 
-def _traces(store: Store) -> str:
-    """Name what to read: `llm_traces_live`, or `llm_traces` while the two are the same.
+def _named(columns: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
+    """Give a row's values their names; a time has its zone, UTC, which the client leaves out."""
+    return {
+        name: value.replace(tzinfo=UTC)
+        if isinstance(value, datetime) and value.tzinfo is None
+        else value
+        for name, value in zip(columns, row, strict=True)
+    }
 
-    The live view parses what is pending. Where nothing is, that costs the engine seconds of
-    planning for no rows. A batch that lands after this look is read by the next call.
+
+def _traces(store: Store, name: str | None, parameters: Mapping[str, Any]) -> str:
+    """Say what to read: `llm_traces_live`, or `llm_traces` where the two give the same answer.
+
+    The live view reads the responses of what is pending, which costs the engine seconds of
+    planning even for one row, or for none. So what is pending is asked first whether any of it is
+    the organization's and of that name, which its envelopes tell. Looking into `llm_traces` first
+    would be as quick and wrong: a step's newest trace may be the one that is pending.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    name : str or None
+        A condition on one id column, beside that on the organization.
+    parameters : mapping
+        The values bound in the conditions.
+
+    Notes
+    -----
+    A batch that lands after this look is read by the next call. One that is transformed after it
+    is in `llm_traces` already when it ceases to be pending.
     """
-    pending = store.query(f"select 1 from {store.table('int_batches__pending')} limit 1")
-    return store.table("llm_traces_live" if pending else "llm_traces")
+    conditions = ["organization_id = {organization_id:String}", *([name] if name else [])]
+    is_pending = store.query(
+        f"select 1 from {store.table('int_traces__unioned')}"
+        f" where batch_id in (select batch_id from {store.table('int_batches__pending')})"
+        f" and {' and '.join(conditions)} limit 1",
+        parameters,
+    )
+    return store.table("llm_traces_live" if is_pending else "llm_traces")
 
 
 def _explained(store: Store, error: StoreError) -> StoreError | UsageError:
