@@ -28,6 +28,7 @@ demo: setup ## land the examples, build, and print who spent what
 	$(BIN)/python -m loader examples || [ $$? -eq 1 ]  # two lines are no records, on purpose
 	$(BIN)/python -m loader prices
 	$(BIN)/python -m loader billing examples/subscriptions.csv
+	$(BIN)/python -m loader bills examples/bills/*.json examples/bills/*.csv
 	$(BIN)/dbt --quiet build
 	@$(BIN)/dbt --quiet run-operation who_spent_what
 
@@ -38,6 +39,7 @@ test-dbt: setup ## the project built on a scratch path with its dbt tests
 	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/python -m loader examples || [ $$? -eq 1 ]
 	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/python -m loader prices
 	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/python -m loader billing examples/subscriptions.csv
+	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/python -m loader bills examples/bills/*.json examples/bills/*.csv
 	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/dbt build
 
 test-adapter: setup ## the adapter's own tests

@@ -48,7 +48,6 @@ _SESSION_SETTINGS: dict[str, Any] = {
     "min_insert_block_size_bytes": 8_589_934_592,
     # As in profiles.example.yml: for reading traces that no dbt run has transformed yet.
     "query_plan_merge_expressions": 0,
-    "query_plan_lift_up_union": 0,
     "optimize_and_compare_chain": 0,
 }
 

@@ -355,8 +355,12 @@ costed as (
             ),
             'Array(Tuple(unit String, quantity Int64))'
         ) as unpriced_units,
-        if(
-            cost_status in ('priced', 'partly_priced'), used_rates.price_id, []
+        multiIf(
+            cost_status in ('priced', 'partly_priced'),
+            used_rates.price_id,
+            cost_status = 'provider_reported',
+            [''],
+            []
         ) as price_ids,
         price_book_version,
         match_status,
@@ -364,10 +368,14 @@ costed as (
         price_model,
         price_tier,
         if(
-            notEmpty(price_ids), arrayMax(used_rates.tier_start), 0
+            cost_status in ('priced', 'partly_priced') and notEmpty(price_ids),
+            arrayMax(used_rates.tier_start),
+            0
         )::UInt64 as tier_start,
         if(
-            notEmpty(price_ids), arrayMax(used_rates.valid_from), null
+            cost_status in ('priced', 'partly_priced') and notEmpty(price_ids),
+            arrayMax(used_rates.valid_from),
+            null
         ) as price_valid_from,
         batch_id
     from judged

@@ -13,6 +13,7 @@ mixed_names    keys of objects that may hold counts among other things; tried af
 not_walked     keys the walk and the search for unknown counts never enter: content, requests,
                configuration, and repeats of a usage that must not be counted again.
 walked_arrays  arrays of events or generations: the walk looks into their last element.
+walked_texts   strings that hold a body as JSON text, as gateways forward it: walked like objects.
 flat           keys of counts that stand in the body itself.
 flat_in_pairs  the same, but only beside an output count: alone they are what a token-counting
                endpoint answers, which is no consumption.
@@ -28,18 +29,20 @@ dialects       name -> deciding keys. The first dialect fits of which one of `an
 -#}
 {% macro usage_dialects() %}
 {% set text %}
-usage_names: [usage, usageMetadata, usage_metadata, token_usage, tokenUsage, meta]
+usage_names: [usage, usageMetadata, usage_metadata, token_usage, tokenUsage, meta, last_token_usage]
 
 mixed_names: [amazon-bedrock-invocationMetrics, timings, metrics, stats, details]
 
-not_walked: [content, contents, choices, candidates, input, inputs, messages, tools, tool_calls,
+not_walked: [content, contents, candidates, input, inputs, messages, tools, tool_calls,
              tool_choice, arguments, request, prompt, text, parts, embedding, embeddings, tool_usage,
              usage_breakdown, iterations, settings, config, generation_config, generationConfig,
              parameters, params, schema, logprobs, citations, instructions, tokenizer, llm_config,
              rate_limits, rateLimits, limits, headers, context_details, modelInvocationInput,
-             generation_settings, default_generation_settings, hyperparameters]
+             generation_settings, default_generation_settings, hyperparameters, parsed]
 
-walked_arrays: [events, chunks, responses, generations, outputs, output]
+walked_arrays: [events, chunks, responses, generations, outputs, output, choices, meta]
+
+walked_texts: [body]
 
 flat: [prompt_eval_count, eval_count, prompt_token_count, generation_token_count,
        inputTextTokenCount, totalOutputTextTokenCount, num_tokens_prompt_total, num_tokens_generated,
@@ -63,6 +66,7 @@ parts:
   token_count: [token_count]
   billed: [billed_units]
   written: [cache_creation]
+  details: [details]
   tools: [server_tool_use, server_tool_use_details, server_side_tool_usage_details, serverToolUse,
           serverToolUsage]
   cost: [cost]
@@ -104,7 +108,8 @@ counts:
             cache_write_input_tokens, cacheWriteTokens]
   reasoning: [out.reasoning_tokens, out.reasoning, out.reasoningTokens, out.thinking_tokens,
               reasoning_tokens, reasoningTokens, thoughtsTokenCount, thoughts_token_count,
-              total_thought_tokens, tokens.reasoning_tokens, reasoning_output_tokens]
+              total_thought_tokens, tokens.reasoning_tokens, reasoning_output_tokens,
+              details.reasoning_tokens, details.thoughts_tokens]
   written_5m: [written.ephemeral_5m_input_tokens, written.5m]
   written_1h: [written.ephemeral_1h_input_tokens, written.1h]
   input_audio: [in.audio_tokens, in.audio, in.audioTokens, in.AUDIO, in.4, audio_prompt_tokens]

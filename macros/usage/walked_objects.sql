@@ -1,6 +1,7 @@
 {#-
 The objects one level below `parents` (Array(Tuple(path, text))), as the same type: the members that
-are objects, without those under `not_walked`, and of `walked_arrays` the last element.
+are objects, without those under `not_walked`, of `walked_arrays` the last element, and of
+`walked_texts` the object in them.
 -#}
 {% macro walked_level(parents) -%}
 {%- set dialects = usage_dialects() -%}
@@ -8,11 +9,16 @@ arrayFlatten(arrayMap(
     parent -> arrayMap(
         member -> (
             if(parent.1 = '', member.1, concat(parent.1, '.', member.1)),
-            if(startsWith(member.2, '['), arrayElement(JSONExtractArrayRaw(member.2), -1), member.2)
+            multiIf(
+                startsWith(member.2, '['), arrayElement(JSONExtractArrayRaw(member.2), -1),
+                startsWith(member.2, '"'), JSONExtractString(member.2),
+                member.2
+            )
         ),
         arrayFilter(
             member -> (startsWith(member.2, '{') and member.1 not in ({{ sql_texts(dialects.not_walked) }}))
-                or (startsWith(member.2, '[{') and member.1 in ({{ sql_texts(dialects.walked_arrays) }})),
+                or (startsWith(member.2, '[{') and member.1 in ({{ sql_texts(dialects.walked_arrays) }}))
+                or (startsWith(member.2, '"{') and member.1 in ({{ sql_texts(dialects.walked_texts) }})),
             JSONExtractKeysAndValuesRaw(parent.2)
         )
     ),
