@@ -6,7 +6,7 @@ SCRATCH := target/scratch
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench docs lock clean test-dbt test-python test-adapter \
-	test-server test-letta soak fuzz examples
+	test-long test-server test-letta soak fuzz examples
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -52,7 +52,10 @@ lint: setup ## ruff, mypy, sqlfluff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/sqlfluff lint --disable-progress-bar models tests/singular tests/generic
+	$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 models tests/singular tests/generic
+
+test-long: setup ## the tests that take minutes each
+	$(BIN)/python -m pytest tests -m long
 
 fuzz: setup ## a million records and 100,000 hostile bodies; FUZZ_SEED repeats a run
 	FUZZ_RECORDS=1000000 FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/fuzz -s

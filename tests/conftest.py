@@ -49,3 +49,10 @@ def corpus() -> Path:
     if not (SHARED_CORPUS / "traces.ndjson.gz").exists():
         pytest.skip("the recorded responses are not beside this checkout")
     return SHARED_CORPUS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as long what runs dbt a dozen times over on a second kind of store."""
+    for item in items:
+        if "operations" in item.path.parts and "[server]" in item.name:
+            item.add_marker("long")
