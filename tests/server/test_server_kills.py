@@ -1,6 +1,6 @@
 """SIGKILL to server, drainer and dbt in turn, under load: all that was acknowledged is there once.
 
-TOKENLEDGER_SERVER_KILLS sets the rounds (default 8), TOKENLEDGER_SEED the moments; the seed is
+TOKENLEDGER_SERVER_KILLS sets the rounds (default 5), TOKENLEDGER_SEED the moments; the seed is
 printed. The truth is what the server said on its standard output after each write() returned.
 """
 
@@ -20,7 +20,7 @@ from loader.spool import spool_status
 from loader.writer import Writer
 from tests.support.project import ROOT, Project
 
-ROUNDS = int(os.environ.get("TOKENLEDGER_SERVER_KILLS", "8"))
+ROUNDS = int(os.environ.get("TOKENLEDGER_SERVER_KILLS", "5"))
 SEED = int(os.environ.get("TOKENLEDGER_SEED", str(random.randrange(10**6))))
 THREADS = 2
 
@@ -55,7 +55,7 @@ def test_what_was_acknowledged_is_there_once(
         if drainer is None or drainer.poll() is not None:
             drainer = embedded.start_loader("drain", str(spool), "--follow", "--max-wait", "0.1")
         if round_ == ROUNDS // 2:
-            dbt = embedded.start_dbt("run")
+            dbt = embedded.start_dbt("run", "--select", "+transformed_batches")
         time.sleep(chance.uniform(0.6, 1.4))
         if chance.random() < 0.6:
             drainer.send_signal(signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_what_was_acknowledged_is_there_once(
     embedded.loader("drain", str(spool), expect=None)
     assert list(spool.iterdir()) == []
 
-    embedded.dbt("run")
+    embedded.dbt("run", "--select", "+transformed_batches")
     rows = [row["id"] for row in embedded.query("select id from llm.llm_traces")]
     with capsys.disabled():
         print(f"killed: {killed}; acknowledged {len(acknowledged)}, in llm_traces {len(rows)}")
