@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from loader.errors import StoreError, UsageError
 from loader.reader import Reader, payload_object
 from loader.settings import Settings
+from loader.store import Store
 from tests.support.http_front import Front
 from tests.support.project import ROOT, Project
 
@@ -60,18 +62,26 @@ LATE = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """Give a store with traces that dbt has seen, and two that it has not."""
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Give an embedded store with traces that dbt has seen, and two that it has not."""
     folder = tmp_path_factory.mktemp("reader")
+    project = Project(folder / "project", {"CHDB_PATH": str(folder / "warehouse")})
+    for name, records in (("first", RECORDS), ("late", LATE)):
+        file = folder / f"{name}.ndjson"
+        file.write_text("".join(json.dumps(each) + "\n" for each in records))
+        project.loader(str(file))
+        if name == "first":
+            project.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
+    return project
+
+
+@pytest.fixture(scope="module")
+def store(warehouse: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Give the same store behind a server."""
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(warehouse.env["CHDB_PATH"], folder / "server", symlinks=True)
     with Front(folder / "server", user="ledger", password="secret") as front:
-        project = Project(folder / "project", front.env())
-        for name, records in (("first", RECORDS), ("late", LATE)):
-            file = folder / f"{name}.ndjson"
-            file.write_text("".join(json.dumps(each) + "\n" for each in records))
-            project.loader(str(file))
-            if name == "first":
-                project.dbt("run", "--select", "+llm_traces_live")
-        yield project
+        yield Project(folder / "project", front.env())
 
 
 @pytest.fixture
@@ -160,7 +170,7 @@ def test_usage_by_each_group(reader: Reader) -> None:
     assert named == sorted(named)
     assert named[0] == "2026-10-01"
     assert named[-1] == "2026-11-01"
-    shifted = reader.usage("org-1", "day", time_zone="Pacific/Kiritimati")
+    shifted = reader.usage("org-1", "day", time_zone="America/Los_Angeles")
     assert [each["requests"] for each in shifted] != [each["requests"] for each in days]
     for group in ("provider", "call_type"):
         assert sum(each["requests"] for each in reader.usage("org-1", group)) == 35
@@ -186,6 +196,51 @@ def test_nothing_is_read_across_organizations(reader: Reader, organization: str)
     assert reader.list_by_agent("agent-1", organization).traces == []
     assert reader.usage(organization) == []
     assert reader.largest_requests(organization) == []
+
+
+def test_every_name_gives_what_the_live_view_holds(store: Project, reader: Reader) -> None:
+    """Also where something else is pending, and the answer is taken from llm_traces."""
+    live = store.query("select id, organization_id, step_id, created_at from llm.llm_traces_live")
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(live, key=lambda row: str(row["created_at"])):
+        newest[row["organization_id"], row["step_id"]] = row
+    assert len(live) == len(RECORDS) + len(LATE)
+    late = {"0040", "0041"}
+    for row in (each for each in live if each["id"] in late or int(each["id"]) % 8 == 0):
+        found = reader.get_by_id(row["id"], row["organization_id"])
+        assert found is not None
+        assert found["step_id"] == row["step_id"]
+    for organization, step in (("org-1", "step-1"), ("org-2", "step-1"), ("org-1", "step-2")):
+        row = newest[organization, step]
+        found = reader.get_by_step_id(step, organization)
+        assert found is not None
+        assert found["id"] == row["id"]
+
+
+def test_responses_are_read_only_where_what_is_pending_matters(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    query = Store.query
+
+    def listen(self: Store, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+        asked.append(sql)
+        return query(self, sql, parameters)
+
+    monkeypatch.setattr(Store, "query", listen)
+
+    def reads_live(call: Callable[[], object]) -> bool:
+        asked.clear()
+        call()
+        return any("llm_traces_live" in sql for sql in asked)
+
+    assert not reads_live(lambda: reader.get_by_step_id("step-3", "org-1"))
+    assert not reads_live(lambda: reader.get_provider_trace_by_step_id("nothing", "org-1"))
+    assert not reads_live(lambda: reader.list_by_agent("agent-0", "org-1"))
+    assert not reads_live(lambda: reader.usage("org-2"))
+    assert reads_live(lambda: reader.get_by_step_id("step-2", "org-1"))
+    assert reads_live(lambda: reader.get_by_id("0040", "org-1"))
+    assert reads_live(lambda: reader.list_by_agent("agent-late", "org-1"))
 
 
 def test_another_organizations_step_of_the_same_name(reader: Reader) -> None:
@@ -227,25 +282,21 @@ def test_before_dbt_has_run_the_message_says_what_to_do(tmp_path: Path) -> None:
                 reader.get_by_step_id("step-1", "org-1")
 
 
-def test_an_embedded_store_is_left_after_each_read(embedded: Project, tmp_path: Path) -> None:
-    file = tmp_path / "one.ndjson"
-    file.write_text(json.dumps(record(1)) + "\n")
-    embedded.loader(str(file))
-    embedded.dbt("run", "--select", "+llm_traces_live")
+def test_an_embedded_store_is_left_after_each_read(warehouse: Project) -> None:
     script = (
         "import subprocess, sys\n"
         "from loader.reader import Reader\n"
         "reader = Reader()\n"
-        "print(reader.get_by_step_id('step-1', 'org-1')['id'])\n"
+        "print(reader.get_by_step_id('step-3', 'org-1')['id'])\n"
         "subprocess.run([sys.executable, '-m', 'loader', 'status'], check=True)\n"
-        "print(reader.get_by_step_id('step-1', 'org-1')['id'])\n"
+        "print(reader.get_by_step_id('step-3', 'org-1')['id'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env=embedded.env,
+        env=warehouse.env,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.split()[0] == done.stdout.split()[-1] == "0001"
+    assert done.stdout.split()[0] == done.stdout.split()[-1] == "0003"
