@@ -63,6 +63,8 @@ REJECT_COLUMNS = (
 # longer one the head is kept, with its length and hash.
 KEPT_WHOLE_BYTES = 128 * MEBIBYTE
 KEPT_HEAD_BYTES = MEBIBYTE
+# Blank lines cost memory too: a batch has at most so many lines for each that is not blank.
+BLANK_LINES_A_LINE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +177,8 @@ def cut_stream(
 ) -> Iterator[Cut]:
     """Cut what is left of a stream into batches.
 
-    A batch ends after `batch_lines` non-blank lines, or before the line that would bring it above
-    `batch_bytes`. A last line without a newline, and a line too long to be kept whole, are batches
+    A batch ends after `batch_lines` non-blank lines (or a hundred times as many, blank ones
+    counted), or before the line that would bring it above `batch_bytes`. A last line without a newline, and a line too long to be kept whole, are batches
     of their own. Blank lines at the very end are left out.
 
     Parameters
@@ -197,6 +199,7 @@ def cut_stream(
         have been given.
     """
     keep_bytes = max(settings.max_record_bytes, KEPT_WHOLE_BYTES)
+    most_lines = BLANK_LINES_A_LINE * settings.batch_lines
     cutter = _Cutter(source, stream.offset, first_line)
     pieces: list[bytes] = []
     pieces_bytes = 0
@@ -224,7 +227,7 @@ def cut_stream(
                 yield cutter.take_giant([line, b"\n"], None)
                 continue
             cutter.add(line)
-            if cutter.filled >= settings.batch_lines:
+            if cutter.filled >= settings.batch_lines or len(cutter.lines) >= most_lines:
                 yield cutter.take()
         if rest:
             pieces.append(rest)

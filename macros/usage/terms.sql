@@ -67,12 +67,15 @@ A text as dollars, Nullable(Decimal(18, 12)), without passing a float: rounded a
 when it is no number, negative, or a million dollars and more.
 -#}
 {% macro as_usd(text) -%}
-CAST(
-    if(
-        toDecimal128OrNull({{ text }}, 20) >= 0 and toDecimal128OrNull({{ text }}, 20) < 999999,
-        round(toDecimal128OrNull({{ text }}, 20), 12), null
+{#- A null carries a value too, and a cast casts it: what is out of range becomes 0 before, not only null. -#}
+{%- set in_range = "ifNull(toDecimal128OrNull(" ~ text ~ ", 20) >= 0 and toDecimal128OrNull(" ~ text ~ ", 20) < 999999, false)" -%}
+if(
+    {{ in_range }},
+    toDecimal64(
+        if({{ in_range }}, round(ifNull(toDecimal128OrNull({{ text }}, 20), toDecimal128(0, 20)), 12), toDecimal128(0, 20)),
+        12
     ),
-    'Nullable(Decimal(18, 12))'
+    null
 )
 {%- endmacro %}
 

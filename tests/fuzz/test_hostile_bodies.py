@@ -155,6 +155,8 @@ def bodies(count: int, chance: random.Random) -> Iterator[str]:
     yield '{"a":' * 10_000 + "1" + "}" * 10_000
     yield json.dumps({"usage": {"prompt_tokens": 1}, "text": "x" * 1_000_000})
     yield json.dumps("y" * 1_000_000)
+    for cost in [2**53, "9007199254740992", 999_999, 1e18, -1e18, 1e-30, "1e5"]:
+        yield json.dumps({"usage": {"prompt_tokens": 1, "cost": cost}})
     shapes = list(SHAPES)
     corpus = SHARED_CORPUS / "traces.ndjson.gz"
     if corpus.exists():
@@ -219,13 +221,23 @@ def test_hostile_bodies_lose_no_row(engine: session.Session, tmp_path: Any) -> N
     block: list[str] = []
     made = bodies(count, random.Random(seed))
     while block := [text for _, text in zip(range(BLOCK), made, strict=False)]:
-        try:
-            assert parse(engine, sql, block, tmp_path) == f"{len(block)}\t0"
-        except Exception:
-            for text in block:
-                try:
-                    alone = parse(engine, sql, [text], tmp_path)
-                except Exception as error:
-                    pytest.fail(f"seed {seed}: {text[:2000]!r} fails: {str(error)[:500]}")
-                assert alone == "1\t0", f"seed {seed}: {text[:2000]!r} gives {alone}"
-            raise
+        fault = fault_of(engine, sql, block, tmp_path)
+        while fault and len(block) > 1:
+            # The first half that fails alone; what fails only together stays together.
+            half = len(block) // 2
+            for part in (block[:half], block[half:]):
+                if found := fault_of(engine, sql, part, tmp_path):
+                    block, fault = part, found
+                    break
+            else:
+                break
+        assert not fault, f"FUZZ_SEED={seed}: {len(block)} bodies: {block[0][:2000]!r} {fault}"
+
+
+def fault_of(store: session.Session, sql: str, block: list[str], folder: Any) -> str:
+    """Say what is wrong with what becomes of a block; '' when nothing is."""
+    try:
+        found = parse(store, sql, block, folder)
+    except Exception as error:
+        return f"fails: {str(error)[:500]}"
+    return "" if found == f"{len(block)}\t0" else f"gives {found}"
