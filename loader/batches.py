@@ -178,8 +178,9 @@ def cut_stream(
     """Cut what is left of a stream into batches.
 
     A batch ends after `batch_lines` non-blank lines (or a hundred times as many, blank ones
-    counted), or before the line that would bring it above `batch_bytes`. A last line without a newline, and a line too long to be kept whole, are batches
-    of their own. Blank lines at the very end are left out.
+    counted), or before the line that would bring it above `batch_bytes`. A last line without a
+    newline, and a line too long to be kept whole, are batches of their own. Blank lines at the
+    very end are left out.
 
     Parameters
     ----------

@@ -32,7 +32,8 @@ from tests.support.project import Project
 
 MEBIBYTE = 1024 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# No file takes a minute of the processor; one that does has found a loop without end, or one that is quadratic.
+# Seconds of the processor. No file takes so many but one that found a loop without end, or one
+# that is quadratic.
 HANG_SECONDS = 60
 # What a run may grow by, whatever the files hold: some chunks and the largest line, several times.
 GROWTH_BYTES = 512 * MEBIBYTE
