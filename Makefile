@@ -46,7 +46,7 @@ test-adapter: setup ## the adapter's own tests
 	$(BIN)/python -m pytest adapter/tests
 
 test-python: setup ## the loader's tests, kills and faults
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 lint: setup ## ruff, mypy, sqlfluff
 	$(BIN)/ruff check .
