@@ -1,8 +1,8 @@
 """Mutated records and files through reading, cutting and framing: nothing lost, nothing changed.
 
 `FUZZ_RECORDS` says how many lines (default 20,000; `make fuzz` runs a million), `FUZZ_SEED` repeats
-a run. The seed is printed; a failing file is made again from the seed and number in its message. With
-`FUZZ_STORE=1` a sample of the lines goes through the store and dbt.
+a run. The seed is printed; a failing file is made again from the seed and number in its message.
+With `FUZZ_STORE=1` a sample of the lines goes through the store and dbt.
 """
 
 from __future__ import annotations
