@@ -51,8 +51,20 @@ def corpus() -> Path:
     return SHARED_CORPUS
 
 
+# Of the long files, what `make test` runs all the same.
+SHORT = (
+    "test_nothing_is_lost_or_doubled_under_kills",
+    "test_it_reports_first_then_applies[embedded]",
+)
+
+# Each runs dbt a dozen times over.
+LONG = ("test_sweep.py", "test_soak.py", "test_read_back.py", "test_reparse.py", "test_kill.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as long what runs dbt a dozen times over on a second kind of store."""
+    """Mark as long what takes minutes, on the second kind of store if it runs on both."""
     for item in items:
-        if "operations" in item.path.parts and "[server]" in item.name:
+        in_long_file = item.path.name in LONG and "loader" not in item.path.parts
+        on_server = "operations" in item.path.parts and "[server]" in item.name
+        if on_server or (in_long_file and item.name not in SHORT):
             item.add_marker("long")
