@@ -6,7 +6,7 @@ SCRATCH := target/scratch
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench docs lock clean test-dbt test-python test-adapter \
-	test-long test-server test-letta soak fuzz examples
+	test-long test-server test-letta soak sweep fuzz examples
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -58,12 +58,14 @@ test-long: setup ## the tests that take minutes each
 	$(BIN)/python -m pytest tests -m long
 
 fuzz: setup ## a million records and 100,000 hostile bodies; FUZZ_SEED repeats a run
-	FUZZ_RECORDS=1000000 FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/fuzz -s
+	FUZZ_STORE=1 FUZZ_RECORDS=1000000 FUZZ_BODIES=100000 $(BIN)/python -m pytest tests/fuzz -s
 
-soak: setup ## hundreds of kills; TOKENLEDGER_KILLS and TOKENLEDGER_SEED set how many and when
-	TOKENLEDGER_KILLS=$${TOKENLEDGER_KILLS:-200} $(BIN)/python -m pytest tests/test_kill.py -s
-	TOKENLEDGER_TEST_KILLS=200 $(BIN)/python -m pytest tests/loader/test_kill.py
-	TOKENLEDGER_SERVER_KILLS=200 $(BIN)/python -m pytest tests/server/test_server_kills.py
+soak: setup ## ten minutes of everything at once under kills (SOAK="--kills 1000 --seed 42")
+	$(BIN)/python -m tests.soak $(or $(SOAK),--minutes 10)
+
+sweep: setup ## SIGKILL behind every commit call of loader and dbt (needs strace)
+	$(BIN)/python -m tests.soak.sweep --what loader
+	$(BIN)/python -m tests.soak.sweep --what dbt
 
 test-server: setup ## the tests against the server that CLICKHOUSE_ENDPOINT names (see compose.yml)
 	@test -n "$$CLICKHOUSE_ENDPOINT" || { echo "set CLICKHOUSE_ENDPOINT; compose.yml starts a server" >&2; exit 2; }
