@@ -43,7 +43,7 @@ test-dbt: setup ## the project built on a scratch path with its dbt tests
 	CHDB_PATH=$(SCRATCH)/warehouse $(BIN)/dbt build
 
 test-adapter: setup ## the adapter's own tests
-	$(BIN)/python -m pytest adapter/tests
+	$(BIN)/python -m pytest -o pythonpath=adapter/tests adapter/tests
 
 test-python: setup ## the loader's tests, kills and faults
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
