@@ -219,7 +219,7 @@ def test_a_locked_store_is_named_with_its_holder(embedded: Project, tmp_path: Pa
     finally:
         holder.communicate("")
     stdout, stderr = waiting.communicate(timeout=60)
-    assert (waiting.returncode, stderr) == (0, "")
+    assert (waiting.returncode, stderr.strip()) == (0, "")
     assert "3 already there" in stdout
 
 
