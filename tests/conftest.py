@@ -51,20 +51,16 @@ def corpus() -> Path:
     return SHARED_CORPUS
 
 
-# Of the long files, what `make test` runs all the same.
-SHORT = (
-    "test_nothing_is_lost_or_doubled_under_kills",
-    "test_it_reports_first_then_applies[embedded]",
+# Each runs dbt several times over.
+LONG = (
+    *("test_sweep.py", "test_soak.py", "test_read_back.py", "test_reparse.py", "test_mend.py"),
+    *("test_retire_and_erase.py", "test_run_lock.py"),
 )
-
-# Each runs dbt a dozen times over.
-LONG = ("test_sweep.py", "test_soak.py", "test_read_back.py", "test_reparse.py", "test_kill.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as long what takes minutes, on the second kind of store if it runs on both."""
+    """Mark as long what takes minutes, and the whole path on a second kind of store."""
     for item in items:
-        in_long_file = item.path.name in LONG and "loader" not in item.path.parts
-        on_server = "operations" in item.path.parts and "[server]" in item.name
-        if on_server or (in_long_file and item.name not in SHORT):
+        on_server = item.path.name == "test_pipeline.py" and "[server]" in item.name
+        if on_server or item.path.name in LONG:
             item.add_marker("long")

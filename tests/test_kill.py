@@ -1,6 +1,6 @@
 """SIGKILL at any instant: what a killed loader or dbt leaves, the next run completes.
 
-TOKENLEDGER_KILLS sets the number of kills (default 6), TOKENLEDGER_SEED the moments; the seed is
+TOKENLEDGER_KILLS sets the number of kills (default 4), TOKENLEDGER_SEED the moments; the seed is
 printed. The truth is computed apart: from the records that were written to the files.
 """
 
@@ -18,7 +18,7 @@ import pytest
 from tests.support.project import Project
 from tests.test_pipeline import record
 
-KILLS = int(os.environ.get("TOKENLEDGER_KILLS", "6"))
+KILLS = int(os.environ.get("TOKENLEDGER_KILLS", "4"))
 SEED = int(os.environ.get("TOKENLEDGER_SEED", str(random.randrange(10**6))))
 
 
