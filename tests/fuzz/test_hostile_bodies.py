@@ -102,10 +102,7 @@ HOSTILE: list[Callable[[random.Random], Any]] = [
 ]
 BLOCK = 5000
 # As loader and dbt plan: see profiles.example.yml.
-PLANNING = (
-    "set query_plan_merge_expressions = 0, query_plan_lift_up_union = 0, "
-    "optimize_and_compare_chain = 0"
-)
+PLANNING = "set query_plan_merge_expressions = 0, optimize_and_compare_chain = 0"
 
 
 def places(node: Any) -> Iterator[tuple[Any, Any]]:
