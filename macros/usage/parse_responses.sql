@@ -9,9 +9,11 @@ extraction. The others (arrays, event streams, envelopes, counts in the body its
 are told apart by what that extraction shows, and only they are looked into further; the texts that
 the further steps work on are empty for all other rows, so that those steps cost nothing there.
 
-Steps that share a value are CTEs of their own: an alias used again in its own select is written out
-again each time. What is dear to compute never stands in a branch of `if` alone: the engine puts off
-such a value, and then computes it anew for each of its uses. first_text() chooses without branches.
+Each step costs the engine time to plan, so a step does as much as it can; but a value that many
+others use ends its step: an alias used again in its own select is written out again each time. Late
+steps keep `and` and `or` few: planning compares the operands of each with everything below. What is
+dear to compute never stands in a branch of `if` alone: the engine puts off such a value, and then
+computes it anew for each of its uses. first_text() chooses without branches.
 -#}
 {% macro parse_responses(relation) %}
 {%- set dialects = usage_dialects() -%}
@@ -27,43 +29,27 @@ traces as (
 
 ),
 
-{# What was stored, where it is not simply an object: without a byte order mark. #}
-trimmed as (
+{# What was stored, where it is not simply an object: without a byte order mark, out of its quotes,
+   and the elements of an array, or the events of an event stream. #}
+split as (
 
     select
         *,
         if(
             startsWith(response_json, '{'), '',
             replaceRegexpOne(response_json, '^[\\s\\x{feff}]+', '')
-        ) as parse_trimmed
-    from traces
-
-),
-
-unquoted as (
-
-    select
-        *,
+        ) as parse_trimmed,
         if(
             startsWith(parse_trimmed, '"'),
             replaceRegexpOne(JSONExtractString(parse_trimmed), '^[\\s\\x{feff}]+', ''),
             parse_trimmed
-        ) as parse_unquoted
-    from trimmed
-
-),
-
-{# The elements of an array, or the events of an event stream. #}
-split as (
-
-    select
-        *,
+        ) as parse_unquoted,
         multiIf(
             startsWith(parse_unquoted, '['), JSONExtractArrayRaw(parse_unquoted),
             parse_unquoted = '' or isValidJSON(parse_unquoted), [],
             extractAll(parse_unquoted, '(?:^|\\n)[ \\t]*(?:data:)?[ \\t]*(\\{[^\\n]*\\})')
         ) as parse_events
-    from unquoted
+    from traces
 
 ),
 
@@ -79,7 +65,8 @@ read as (
 
 ),
 
-searched as (
+{# Rows that showed nothing: is it JSON at all? #}
+found as (
 
     select
         *,
@@ -88,59 +75,30 @@ searched as (
             parse_first.`{{ name }}`{{ ',' if not loop.last }}
             {%- endfor %}
         ]) as parse_candidates,
-        {{ fault_in('parse_first') | indent(8) }} as parse_first_fault
-    from read
-
-),
-
-found as (
-
-    select
-        * except (
-            parse_candidates
-        ),
+        {{ fault_in('parse_first') | indent(8) }} as parse_first_fault,
         arrayFirst(
             text -> startsWith(text, '{') and match(text, '{{ count_pattern }}'), parse_candidates
         ) as parse_counting,
         arrayFirst(text -> startsWith(text, '{') and text != '{}', parse_candidates)
-            as parse_first_countless
-    from searched
-
-),
-
-{# Rows that showed nothing: is it JSON at all, and if not, can a copy be made readable? #}
-validated as (
-
-    select
-        *,
+            as parse_first_countless,
         parse_counting != '' or parse_first_fault is not null as parse_is_found,
-        if(
-            parse_counting != '' or parse_first_fault is not null, '', parse_body
-        ) as parse_unread,
+        if(parse_is_found, '', parse_body) as parse_unread,
         isValidJSON(parse_unread) as parse_is_valid
-    from found
+    from read
 
 ),
 
-mended as (
-
-    select
-        *,
-        if(parse_is_found or parse_is_valid, parse_unread, {{ repaired_json('parse_unread') | indent(12) }})
-            as parse_mended
-    from validated
-
-),
-
+{# And if not, can a copy be made readable? #}
 readable as (
 
     select
         * except (
-            parse_unread,
-            parse_mended
+            parse_unread
         ),
+        if(parse_is_found or parse_is_valid, parse_unread, {{ repaired_json('parse_unread') | indent(12) }})
+            as parse_mended,
         if(parse_is_valid or isValidJSON(parse_mended), parse_mended, '') as parse_readable
-    from mended
+    from found
 
 ),
 
@@ -154,73 +112,30 @@ walked as (
 
 ),
 
-offered as (
-
-    select
-        *,
-        arrayMap(object -> {{ offer_of('object', count_pattern) | indent(12) }}, parse_objects) as parse_offers
-    from walked
-
-),
-
 chosen as (
 
     select
-        * except (
-            parse_offers
-        ),
-        arrayMax(parse_offers) as parse_offer,
-        arrayElement(parse_objects, indexOf(parse_offers, arrayMax(parse_offers))).2 as parse_inner
-    from offered
-
-),
-
-rerooted as (
-
-    select
-        * except (
-            parse_inner
-        ),
-        multiIf(parse_offer > 0, parse_inner, parse_is_valid, '', parse_readable) as parse_second_text
-    from chosen
-
-),
-
-reread as (
-
-    select
         *,
+        arrayMap(object -> {{ offer_of('object', count_pattern) | indent(12) }}, parse_objects) as parse_offers,
+        arrayMax(parse_offers) as parse_offer,
+        arrayElement(parse_objects, indexOf(parse_offers, arrayMax(parse_offers))).2 as parse_inner,
+        multiIf(parse_offer > 0, parse_inner, parse_is_valid, '', parse_readable) as parse_second_text,
         JSONExtract(parse_second_text, '{{ body_type() }}') as parse_second
-    from rerooted
-
-),
-
-relocated as (
-
-    select
-        * except (
-            parse_first_fault,
-            parse_second_text
-        ),
-        arrayMap(text -> ifNull(text, ''), [
-            {%- for name in dialects.usage_names + dialects.mixed_names %}
-            parse_second.`{{ name }}`{{ ',' if not loop.last }}
-            {%- endfor %}
-        ]) as parse_second_candidates,
-        coalesce(parse_first_fault, {{ fault_in('parse_second') | indent(8) }}) as parse_fault,
-        {{ first_text(['parse_second_text', 'parse_readable', 'parse_body']) | indent(8) }} as parse_text
-    from reread
+    from walked
 
 ),
 
 located as (
 
     select
-        * except (
-            parse_counting,
-            parse_first_countless,
-            parse_second_candidates
-        ),
+        *,
+        arrayMap(text -> ifNull(text, ''), [
+            {%- for name in dialects.usage_names + dialects.mixed_names %}
+            parse_second.`{{ name }}`{{ ',' if not loop.last }}
+            {%- endfor %}
+        ]) as parse_second_candidates,
+        coalesce(parse_first_fault, {{ fault_in('parse_second') | indent(8) }}) as parse_fault,
+        {{ first_text(['parse_second_text', 'parse_readable', 'parse_body']) | indent(8) }} as parse_text,
         {{ first_text([
             'parse_counting',
             "arrayFirst(text -> startsWith(text, '{') and match(text, '" ~ count_pattern ~ "'), parse_second_candidates)",
@@ -230,12 +145,12 @@ located as (
             'parse_first_countless',
             "arrayFirst(text -> startsWith(text, '{') and text != '{}', parse_second_candidates)",
         ]) | indent(8) }} as parse_countless_text
-    from relocated
+    from chosen
 
 ),
 
 {# The members of the usage object, those of its parts as `part.key`, of its lists as `part.label`. #}
-members as (
+termed as (
 
     select
         *,
@@ -245,18 +160,7 @@ members as (
         JSONExtract(
             if(parse_offer = 2, parse_counts_text, ''),
             'Tuple(results Array(Tuple({{ text_elements(['tokenCount', 'input_token_count', 'generated_token_count']) }})), predictions Array(Tuple(embeddings Tuple(statistics Tuple(token_count Nullable(String))))))'
-        ) as parse_sums
-    from located
-
-),
-
-termed as (
-
-    select
-        * except (
-            parse_members,
-            parse_sums
-        ),
+        ) as parse_sums,
         arrayConcat(
             parse_members,
             arrayFlatten(arrayMap(
@@ -296,30 +200,19 @@ termed as (
             )),
             {{ summed_terms('parse_sums') | indent(12) }}
         ) as parse_terms
-    from members
+    from located
 
 ),
 
-numbered as (
+{# Terms become counts: by what they count, the positive and the better names first. #}
+counted as (
 
     select
         *,
         arrayMap(term -> term.1, arrayFilter(term -> term.2 not in ('', 'null'), parse_terms))
             as parse_reported,
         CAST(parse_terms, 'Map(String, String)') as parse_texts,
-        arrayMap(term -> toFloat64OrNull(trimBoth(term.2, '"')), parse_terms) as parse_numbers
-    from termed
-
-),
-
-{# Terms become counts: by what they count, the positive and the better names first. #}
-ranked as (
-
-    select
-        * except (
-            parse_numbers,
-            parse_terms
-        ),
+        arrayMap(term -> toFloat64OrNull(trimBoth(term.2, '"')), parse_terms) as parse_numbers,
         arraySort(
             count -> (count.1, ifNull(count.3, 0) = 0, count.2),
             arrayFilter(
@@ -333,19 +226,11 @@ ranked as (
                     parse_terms, parse_numbers
                 )
             )
-        ) as parse_ranked
-    from numbered
-
-),
-
-counted as (
-
-    select
-        *,
+        ) as parse_ranked,
         CAST(
             arrayMap(count -> (count.1, count.3), parse_ranked), 'Map(String, Nullable(Int64))'
         ) as parse_counts
-    from ranked
+    from termed
 
 ),
 
@@ -360,6 +245,10 @@ recognised as (
             {% endfor -%}
             'none'
         ) as parse_dialect,
+        if(
+            provider = 'anthropic', true,
+            parse_dialect in ({{ sql_texts(dialects_with('zero_cache', 'unknown')) }})
+        ) as parse_zero_is_unknown,
         parse_counts['prompt'] as parse_n_prompt,
         parse_counts['completion'] as parse_n_completion,
         parse_counts['cached'] as parse_n_cached,
@@ -367,26 +256,18 @@ recognised as (
         parse_counts['reasoning'] as parse_n_reasoning,
         parse_counts['input_audio'] as parse_n_audio,
         ifNull(parse_counts['total'], 0) as parse_total,
-        ifNull(parse_counts['tool_prompt'], 0) as parse_tool_prompt
-    from counted
-
-),
-
-added as (
-
-    select
-        *,
+        ifNull(parse_counts['tool_prompt'], 0) as parse_tool_prompt,
         ifNull(parse_n_prompt, 0) + parse_tool_prompt as parse_prompt,
         ifNull(parse_n_completion, 0) as parse_completion,
         ifNull(parse_n_cached, 0) + ifNull(parse_n_written, 0) as parse_cache,
         ifNull(parse_n_reasoning, 0) as parse_reasoning,
         ifNull(parse_n_audio, 0) as parse_audio
-    from recognised
+    from counted
 
 ),
 
 {# What lies outside what: by the provider's own total where it settles it, else by the dialect. #}
-placed as (
+summed as (
 
     select
         *,
@@ -403,25 +284,7 @@ placed as (
             parse_total = parse_prompt + parse_completion + parse_reasoning
         ) as parse_reasoning_is_outside,
         parse_dialect = 'openai_chat' and parse_audio > 0
-            and parse_total = parse_prompt + parse_completion + parse_audio as parse_audio_is_outside
-    from added
-
-),
-
-summed as (
-
-    select
-        * except (
-            parse_tool_prompt,
-            parse_prompt,
-            parse_completion,
-            parse_cache,
-            parse_reasoning,
-            parse_audio,
-            parse_cache_is_outside,
-            parse_reasoning_is_outside,
-            parse_audio_is_outside
-        ),
+            and parse_total = parse_prompt + parse_completion + parse_audio as parse_audio_is_outside,
         multiIf(
             parse_dialect = 'none', 0,
             parse_n_prompt is null and parse_n_completion is null, parse_total,
@@ -432,12 +295,12 @@ summed as (
             parse_dialect = 'none', 0,
             parse_completion + if(parse_reasoning_is_outside, parse_reasoning, 0)
         ) as parse_output
-    from placed
+    from recognised
 
 ),
 
 {# Where no dialect fits: the members that look like counts all the same. #}
-suspected as (
+listed as (
 
     select
         *,
@@ -454,18 +317,7 @@ suspected as (
                     )
                 )
             )
-        ) as parse_suspects
-    from summed
-
-),
-
-listed as (
-
-    select
-        * except (
-            parse_suspects,
-            parse_objects
-        ),
+        ) as parse_suspects,
         arraySort(arrayDistinct(arrayFlatten(arrayMap(
             object -> arrayMap(
                 member -> if(object.1 = '', member.1, concat(object.1, '.', member.1)),
@@ -481,12 +333,12 @@ listed as (
         JSONExtractKeys(
             if(parse_counts_text = '' and parse_fault is null, parse_text, '')
         ) as parse_keys
-    from suspected
+    from summed
 
 ),
 
 {# Bodies that are nothing but an error, without an `error` key. #}
-bared as (
+worded as (
 
     select
         *,
@@ -496,17 +348,7 @@ bared as (
                 and lower(ifNull(parse_first.status, '')) not in ('success', 'ok', 'succeeded', '200'),
             parse_text, ''
         ) as parse_bare,
-        arrayFirst(key -> match(key, '^[a-z][A-Za-z]+Exception$'), parse_keys) as parse_exception
-    from listed
-
-),
-
-worded as (
-
-    select
-        * except (
-            parse_bare
-        ),
+        arrayFirst(key -> match(key, '^[a-z][A-Za-z]+Exception$'), parse_keys) as parse_exception,
         arrayFirst(
             text -> text not in ('', 'null', '""', '[]', '{}'),
             arrayMap(
@@ -527,10 +369,11 @@ worded as (
         {{ is_truthy('parse_first.error_type') }} as parse_has_error_type,
         ifNull(parse_first.base_resp.status_code, '0') not in ('0', '') as parse_has_failed_base,
         'failed' in (ifNull(parse_first.status, ''), ifNull(parse_second.status, '')) as parse_has_failed
-    from bared
+    from listed
 
 ),
 
+{# The error as an object, and the one that some gateways wrap in it. #}
 opened as (
 
     select
@@ -542,39 +385,21 @@ opened as (
                 ''
             ),
             'Tuple({{ fault_elements }})'
-        ) as parse_fault_outer
-    from worded
-
-),
-
-nested as (
-
-    select
-        *,
+        ) as parse_fault_outer,
         JSONExtract(
             if(
                 parse_fault_outer.message is null, ifNull(parse_fault_outer.error, ''), ''
             ),
             'Tuple({{ fault_elements }})'
         ) as parse_fault_inner
-    from opened
+    from worded
 
 ),
 
 judged as (
 
     select
-        * except (
-            parse_bare_listed,
-            parse_bare_message,
-            parse_bare_type,
-            parse_exception,
-            parse_has_error_type,
-            parse_has_failed_base,
-            parse_has_failed,
-            parse_fault,
-            parse_fault_is_object
-        ),
+        *,
         parse_fault is not null or parse_has_error_type or parse_has_failed_base or parse_has_failed
             or parse_bare_message != '' or parse_exception != '' or length(parse_bare_listed) > 2
             as parse_is_error,
@@ -623,15 +448,7 @@ judged as (
         arrayMap(
             type -> ifNull(type, ''), arrayConcat(parse_first.output.type, parse_second.output.type)
         ) as parse_items,
-        parse_texts['cost_in_usd_ticks'] as parse_ticks
-    from nested
-
-),
-
-valued as (
-
-    select
-        *,
+        parse_texts['cost_in_usd_ticks'] as parse_ticks,
         arrayFirst(
             text -> text != '' and toFloat64OrNull(text) is not null,
             arrayMap(key -> trimBoth(parse_texts[key], '"'), [
@@ -642,7 +459,7 @@ valued as (
             text -> toFloat64OrNull(text) >= 0 and toFloat64OrNull(text) < 1e15,
             [trimBoth(parse_ticks, '"')]
         ) as parse_safe_ticks
-    from judged
+    from opened
 
 )
 
@@ -651,5 +468,5 @@ select
     {% for column, expression in response_columns().items() -%}
     {{ expression }} as {{ column }}{{ ',' if not loop.last }}
     {% endfor %}
-from valued
+from judged
 {% endmacro %}

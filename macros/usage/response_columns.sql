@@ -1,13 +1,12 @@
 {#- The columns parse_responses() adds: name -> expression over its last CTE, in contract order. -#}
 {% macro response_columns() %}
-{%- set zero_is_unknown = "(provider = 'anthropic' or parse_dialect in (" ~ sql_texts(dialects_with('zero_cache', 'unknown')) ~ "))" -%}
 {%- set unread = "parse_dialect = 'none'" -%}
 {{ return({
     'prompt_tokens': 'toInt64(parse_input)',
     'completion_tokens': 'toInt64(parse_output)',
     'total_tokens': "if(parse_dialect = 'none', 0, toInt64(greatest(parse_total, parse_input + parse_output)))",
-    'cached_input_tokens': 'if(' ~ unread ~ ' or (ifNull(parse_n_cached, 0) = 0 and ' ~ zero_is_unknown ~ '), null, parse_n_cached)',
-    'cache_write_tokens': 'if(' ~ unread ~ ' or (ifNull(parse_n_written, 0) = 0 and ' ~ zero_is_unknown ~ '), null, parse_n_written)',
+    'cached_input_tokens': 'if(' ~ unread ~ ', null, if(parse_zero_is_unknown, nullIf(parse_n_cached, 0), parse_n_cached))',
+    'cache_write_tokens': 'if(' ~ unread ~ ', null, if(parse_zero_is_unknown, nullIf(parse_n_written, 0), parse_n_written))',
     'reasoning_tokens': 'if(' ~ unread ~ ', null, parse_n_reasoning)',
     'is_error': 'CAST(parse_is_error, \'Bool\')',
     'error_type': "if(parse_is_error, nullIf(parse_error_type, ''), null)",

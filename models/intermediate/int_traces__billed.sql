@@ -1,4 +1,4 @@
-{# one row per landed record: the parsed trace with the billing context it is charged under #}
+{# one row per id among the pending batches: the parsed trace with the billing context it is charged under #}
 
 with
 
@@ -16,6 +16,13 @@ billed as (
             'coalesce(trace_plan_type, trace_cost_source, trace_customer_id) is not null'
         ) }}
     from matched
+),
+
+{# Two loaders that raced on one batch leave each of its rows twice. #}
+
+final as (
+    select * from billed
+    limit 1 by id
 )
 
-select * from billed
+select * from final

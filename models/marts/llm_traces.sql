@@ -37,36 +37,14 @@
 with
 
 pending as (
-    select batch_id from {{ ref('int_batches__pending') }}
-),
-
-arrived as (
-    select
-        id,
-        batch_id,
-        position,
-        landed_at
-    from {{ ref('int_traces__unioned') }}
-    where batch_id in (select batch_id from pending)
-),
-
--- Of an id that arrives more than once, the first to land is the trace.
-first_arrivals as (
-    select
-        id,
-        argMin((batch_id, position, landed_at), (landed_at, batch_id, position)) as place
-    from arrived
-    {%- if is_incremental() %}
-    where id not in (select id from {{ this }} where id in (select id from arrived))
-    {%- endif %}
-    group by id
+    select * from {{ ref('int_traces__pending') }}
 ),
 
 traces as (
     select * from {{ ref('int_traces__billed') }}
-    where
-        batch_id in (select batch_id from pending)
-        and (batch_id, position, landed_at) in (select place from first_arrivals)
+    {%- if is_incremental() %}
+    where id not in (select id from {{ this }} where id in (select id from pending))
+    {%- endif %}
 ),
 
 final as (
@@ -132,8 +110,6 @@ final as (
         now64(3, 'UTC') as transformed_at,
         '{{ parser_version() }}'::LowCardinality(String) as parser_version
     from traces
-    -- Two loaders that raced on one batch leave each of its rows twice.
-    limit 1 by id
 )
 
 select * from final
