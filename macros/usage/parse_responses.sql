@@ -149,7 +149,7 @@ walked as (
 
     select
         *,
-        {{ walked_objects("if(multiSearchAny(parse_readable, ['oken', 'eval_count', '\"usage', '\"error', 'prompt_n', '\"failed\"']), parse_readable, '')") | indent(8) }} as parse_objects
+        {{ walked_objects("if(multiSearchAny(parse_readable, ['oken', 'eval_count', '\"usage', '\"error', 'prompt_n', '\"failed\"', '\"Error\"']), parse_readable, '')") | indent(8) }} as parse_objects
     from readable
 
 ),
@@ -243,8 +243,7 @@ members as (
             {{ first_text(['parse_counts_text', 'parse_countless_text']) | indent(12) }}
         ) as parse_members,
         JSONExtract(
-            if(parse_offer = 2, parse_counts_text, ''),
-            'Tuple(results Array(Tuple({{ text_elements(['tokenCount', 'input_token_count', 'generated_token_count']) }})), predictions Array(Tuple(embeddings Tuple(statistics Tuple(token_count Nullable(String))))))'
+            if(parse_offer = 2, parse_counts_text, ''), '{{ sums_type() }}'
         ) as parse_sums
     from located
 
@@ -471,7 +470,7 @@ listed as (
                 member -> if(object.1 = '', member.1, concat(object.1, '.', member.1)),
                 arrayFilter(
                     member -> match(concat(object.1, '.', member.1), '(?i)token')
-                        and not match(member.1, '(?i)^max|max_|maximum|limit|_ids?$|tokenid|logprob|per_?sec|per_?min|price|cost|_ms$|_time|rate|budget|remaining|accept|draft')
+                        and not match(member.1, '(?i)^max|^trained|max_|maximum|limit|_ids?$|tokenid|logprob|per_?sec|per_?min|price|cost|_ms$|_time|rate|budget|remaining|accept|draft')
                         and match(member.2, '^"?[1-9][0-9]*(\\.0+)?"?$'),
                     JSONExtractKeysAndValuesRaw(object.2)
                 )
@@ -491,9 +490,7 @@ bared as (
     select
         *,
         if(
-            notEmpty(parse_keys)
-                and hasAll([{{ sql_texts(bare.message + bare.type + bare.beside) }}], parse_keys)
-                and lower(ifNull(parse_first.status, '')) not in ('success', 'ok', 'succeeded', '200'),
+            {{ is_bare_error('parse_keys', 'parse_text') | indent(12) }},
             parse_text, ''
         ) as parse_bare,
         arrayFirst(key -> match(key, '^[a-z][A-Za-z]+Exception$'), parse_keys) as parse_exception
@@ -597,6 +594,7 @@ judged as (
             parse_fault_outer.detail, parse_fault_outer.error, parse_fault_outer.description,
             parse_fault_outer.reason, parse_fault,
             {{ text_of_raw('parse_bare_message') }},
+            if(startsWith(parse_bare_listed, '"'), {{ text_of_raw('parse_bare_listed') }}, null),
             nullIf(JSONExtractString(if(parse_exception = '', '', parse_text), parse_exception, 'message'), ''),
             if(parse_has_failed_base, parse_first.base_resp.status_msg, null),
             nullIf(JSONExtractString(if(parse_has_error_type, parse_text, ''), 'message'), '')
