@@ -6,11 +6,13 @@
 
 {#-
 The error a parsed body carries, as text: an object, or the message itself; null when none. Of a
-list of errors the first. `Error` is AWS's and Tencent's, `fault` a gateway's: their keys become
-those of the others.
+list of errors the first. `Error` is AWS's and Tencent's, `fault` a gateway's, `errorCode` a batch's:
+their keys become those of the others.
 -#}
 {% macro fault_in(top) -%}
 multiIf(
+    startsWith(ifNull({{ top }}.error, ''), '{"errorCode"'),
+        replaceAll(replaceAll(ifNull({{ top }}.error, ''), '"errorCode"', '"code"'), '"errorMessage"', '"message"'),
     {{ is_truthy(top ~ '.error') }},
         if(startsWith(ifNull({{ top }}.error, ''), '[{'), JSONExtractRaw(ifNull({{ top }}.error, ''), 1), {{ top }}.error),
     startsWith(ifNull({{ top }}.Error, ''), '{"'),

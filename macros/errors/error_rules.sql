@@ -7,7 +7,7 @@ for nearly everything, so the words of the message come before the type.
 {% macro error_classes() %}
 {% set text %}
 - class: context_overflow
-  pattern: 'context_length|context_window|context length|context window|context size|context limit|contextwindow|prompt is too long|prompt too long|input is too long|input too long|too many input tokens|too_many_(prompt_|input_)?tokens|too many tokens(: | in |[^ ,.]*$)|maximum (number of|allowed|input) tokens|tokens? (count|length)? ?(\([0-9]+\) )?exceeds?|exceeds? the (maximum|max|configured|model).{0,40}(token|length|limit of [0-9]+)|limit of [0-9]+ tokens|[0-9]+ tokens > [0-9]+|total length of all messages|reduce the length of|max_model_len|model_max_prompt_tokens|prompt_too_long|request_too_large|inputs? tokens? \+ .?max_new_tokens|string_above_max_length|token limit (reached|exceeded)'
+  pattern: 'context_length|context_window|context length|context window|context size|context limit|contextwindow|prompt is too long|prompt too long|input is too long|input too long|too many input tokens|too_many_(prompt_|input_)?tokens|too many tokens(: | in |[^ ,.]*$)|maximum (number of|allowed|input) tokens|tokens? (count|length)? ?(\([0-9]+\) )?exceeds?|exceeds? the (maximum|max|configured|model).{0,40}(token|length|limit of [0-9]+)|limit of [0-9]+ tokens|[0-9]+ tokens > [0-9]+|total length of all messages|reduce the length of|max_model_len|model_max_prompt_tokens|prompt_too_long|request_too_large|.?inputs?.? tokens? \+ .?max_new_tokens|string_above_max_length|token limit (reached|exceeded)'
 - class: content_filter
   pattern: 'content_filter|content filter|contentfilter|content_policy|content policy|content management policy|responsibleai|safety system|safety_|moderation|prohibited_content|data_inspection_failed|datainspectionfailed|guardrail|blocked by|was blocked|flagged|usage polic|sensitive content|model_armor|recitation'
 - class: quota
@@ -45,9 +45,9 @@ outcome  members that say how it went; good: values of theirs that are no error
 {% macro bare_error_keys() %}
 {% set text %}
 message: [message, Message, detail, error_msg, error_message, errorMessage, err_msg, msg, title]
-type: [__type, error_code, errorCode, ErrorCode, code, errorType, Code, tpe]
+type: [__type, error_code, errorCode, ErrorCode, err_code, code, errorType, Code, tpe, name]
 beside: [id, type, object, param, status, statusCode, status_code, raw_status_code, request_id,
-         requestId, RequestId, trace_id, trace, timestamp, path, instance, success, data, event_id,
+         requestId, RequestId, trace_id, trace, timestamp, created_at, path, instance, success, data, event_id,
          event, task_id, message_id, sequence_number, logref, documentation_url, help, resource,
          origin, loc, details, errors, result, messages, headers, context, extras, error_id,
          ResponseMetadata, LogStreamArn, OriginalMessage, OriginalStatusCode, more_info]
@@ -64,7 +64,7 @@ Paths of objects whose `error` or `status: failed` is not the call's: what the c
 tools and steps report, a filter could not tell, or the model wrote.
 -#}
 {% macro no_fault_of_the_call() -%}
-(?i)(?:^|\\.)(?:metadata|outputs?|generations|tool|mcp|content_filter|prompt_filter|steps?|step_details)(?:$|\\.|_)
+(?i)(?:^|\\.)(?:metadata|outputs?|generations|tool|mcp|content_filter|prompt_filter|steps?|step_details|item)(?:$|\\.|_)
 {%- endmacro %}
 
 

@@ -64,6 +64,8 @@ picked as (
         arrayElement(parse_lines, multiIf(
             arrayLastIndex(event -> {{ shows_usage('event') }}, parse_lines) as usage_place > 0,
             usage_place,
+            arrayLastIndex(event -> {{ shows_usage('event', quote='\\\\\\\\"') }}, parse_lines) as quoted_place > 0,
+            quoted_place,
             arrayLastIndex(event -> match(event, '"error"\\s*:\\s*["{]'), parse_lines) as error_place > 0,
             error_place,
             toUInt64(length(parse_lines))
@@ -101,7 +103,13 @@ merged as (
                 ), ','),
                 '}}'
             )
-        ) as parse_event
+        ) as parse_event,
+        {# An error at the top would keep a usage further down from being looked for. #}
+        arrayFirst(usage -> startsWith(usage, '{'), [
+            {%- for envelope in ['response', 'metadata', 'delta', 'interaction', 'x_groq'] %}
+            JSONExtractRaw(if(parse_event_fault = '', '', parse_last), '{{ envelope }}', 'usage'){{ ',' if not loop.last }}
+            {%- endfor %}
+        ]) as parse_event_usage
     from picked
 
 ),
@@ -111,7 +119,7 @@ merged as (
     select
         * except (
             parse_trimmed, parse_unquoted, parse_lines, parse_last, parse_event, parse_event_fault,
-            parse_event_finish, parse_start, parse_start_usage, parse_delta, parse_delta_usage
+            parse_event_finish, parse_event_usage, parse_start, parse_start_usage, parse_delta, parse_delta_usage
         ),
         multiIf(
             startsWith(response_json, '{'), response_json,
@@ -120,6 +128,7 @@ merged as (
             concat(
                 '{',
                 if(parse_event_fault = '', '', concat('"error":', parse_event_fault, ',')),
+                if(startsWith(parse_event_usage, '{'), concat('"usage":', parse_event_usage, ','), ''),
                 if(
                     parse_event_finish = '' or match(parse_event, '{{ ending }}'), '',
                     concat('"finish_reason":"', parse_event_finish, '",')

@@ -5,7 +5,7 @@
 {#- What a token-counting endpoint answers within an envelope. -#}
 {%- set counted_only = "arrayAll(path -> arrayElement(splitByChar('.', path), -1) in (" ~ sql_texts(usage_dialects().flat_in_pairs) ~ ") and not startsWith(path, 'usage.'), parse_unknown_keys)" -%}
 {#- Where no known place holds one, the first finish reason anywhere. -#}
-{%- set ending = "nullIf(arrayFirst(reason -> reason != '', [ifNull(parse_finish, ''), extract(if(parse_finish is null, parse_body, ''), '\"(?:finish_reason|finishReason|FinishReason|stop_reason|stopReason)\"\\\\s*:\\\\s*(?:\\\\{\"[a-z]+\":)?\"([A-Za-z_-]+)\"')]), '')" -%}
+{%- set ending = "nullIf(arrayFirst(reason -> reason not in ('', 'null'), [ifNull(parse_finish, ''), extract(if(parse_finish is null, parse_body, ''), '\"(?:finish_reason|finishReason|FinishReason|stop_reason|stopReason)\"\\\\s*:\\\\s*(?:\\\\{\"[a-z]+\":)?\"([A-Za-z_-]+)\"')]), '')" -%}
 {{ return({
     'prompt_tokens': 'toInt64(parse_input)',
     'completion_tokens': 'toInt64(parse_output)',

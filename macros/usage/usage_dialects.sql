@@ -91,8 +91,8 @@ counts:
            inputTokenCount, input_token_count, inputTextTokenCount, prompt_eval_count,
            num_tokens_prompt_total, tokens_evaluated, num_input_tokens, prompt_n,
            predictions_token_count, results_input_token_count, request_tokens, nb_input_tokens,
-           tokens_input, input_count, promptTokensCount, PromptTokens, text.prompt_tokens,
-           input_length, prefill_token_count]
+           tokens_input, input_count, promptTokensCount, prompt_tokens_count, PromptTokens, text.prompt_tokens,
+           inputTextTokens, input_length, prefill_token_count]
   completion: [tokens.output_tokens, tokens.outputTokens, token_count.response_tokens,
                billed.output_tokens, billed.outputTokens, completion_tokens, completionTokens,
                output_tokens, outputTokens, out.total, out.totalTokens, candidatesTokenCount,
@@ -102,9 +102,9 @@ counts:
                generated_tokens, generated_token_count, totalOutputTextTokenCount,
                results_token_count, results_generated_token_count, response_tokens,
                generationTokens, nb_generated_tokens, tokens_generated, num_tokens, output_count,
-               predictedTokensCount, CompletionTokens, text.completion_tokens]
+               predictedTokensCount, predicted_tokens_count, CompletionTokens, text.completion_tokens]
   total: [total_tokens, totalTokens, totalTokenCount, total_token_count, token_count,
-          totalTokensCount, TotalTokens, text.total_tokens]
+          totalTokensCount, total_tokens_count, TotalTokens, text.total_tokens]
   tool_prompt: [toolUsePromptTokenCount, tool_use_prompt_token_count, total_tool_use_tokens]
   cached: [in.cached_tokens, in.cache_read_tokens, in.cache_read, in.cacheReadTokens, in.cacheRead,
            in.cachedTokens, in.cache_read_input_tokens, cached_tokens, num_cached_tokens,
@@ -113,12 +113,12 @@ counts:
            cached_content_token_count, total_cached_tokens, cached_prompt_text_tokens,
            cached_input_tokens, cache_read_tokens, cached_prompt_tokens, cacheReadTokens,
            tokens.cached_tokens, cachedTokens, cachedInputTokenCount, details.cached_tokens,
-           details.cached_content_tokens, cache_n]
+           details.cached_content_tokens, cachedReadTokens, cache_n]
   written: [in.cache_write_tokens, in.cache_creation_tokens, in.cache_creation, in.cacheWriteTokens,
             in.cacheWrite, in.cached_creation_tokens, in.cache_creation_input_tokens,
             cache_creation_input_tokens, cacheWriteInputTokens, cacheWriteInputTokenCount,
             cacheCreationInputTokens, cache_write_tokens, cache_creation_tokens,
-            cache_write_input_tokens, cacheWriteTokens]
+            cache_write_input_tokens, cacheWriteTokens, cacheCreationTokens]
   reasoning: [out.reasoning_tokens, out.reasoning, out.reasoningTokens, out.thinking_tokens,
               reasoning_tokens, reasoningTokens, thoughtsTokenCount, thoughts_token_count,
               total_thought_tokens, tokens.reasoning_tokens, reasoning_output_tokens,
@@ -205,7 +205,8 @@ dialects:
   - name: token_counts
     any: [input_token_count, output_token_count, num_input_tokens, num_output_tokens,
           nb_input_tokens, nb_generated_tokens, tokens_input, tokens_generated, input_count,
-          output_count, promptTokensCount, predictedTokensCount]
+          output_count, promptTokensCount, predictedTokensCount, prompt_tokens_count,
+          predicted_tokens_count]
   - name: total_only
     any: [total_tokens, totalTokens, totalTokenCount]
 {% endset %}

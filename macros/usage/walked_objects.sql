@@ -92,8 +92,8 @@ multiIf(
 {%- endmacro %}
 
 
-{#- Whether a text shows a usage object that holds a number, also as JSON within a string. -#}
-{% macro shows_usage(text) -%}
+{#- Whether a text shows a usage object that holds a number; `quote` as written: escaped where the JSON is a string. -#}
+{% macro shows_usage(text, quote='"') -%}
 {%- set names = usage_dialects().usage_names + usage_dialects().mixed_names -%}
-match({{ text }}, '"(?:{{ names | join('|') }})\\\\?"\\s*:\\s*\\{[^}]*[0-9]')
+match({{ text }}, '"(?:{{ names | join('|') }}){{ quote }}\\s*:\\s*\\{(?:[^{}]|\\{[^{}]*\\})*[0-9]')
 {%- endmacro %}
