@@ -27,7 +27,7 @@ for nearly everything, so the words of the message come before the type.
 - class: cancelled
   pattern: 'cancell?ed|cancell?ation|aborted|client.{0,12}disconnect|error code: 499|\| 499 '
 - class: invalid_request
-  pattern: 'invalid|bad.?request|unprocessable|unsupported|doesn.t support|not support|not match any|field required|validation|malformed|missing|must be|is required|out of range|not a valid|could not parse|failed_precondition|extra inputs|error code: (400|405|409|413|415|422)|\| (400|405|409|413|415|422) '
+  pattern: 'invalid|bad.?request|unprocessable|unsupported|doesn.t support|not.?support|not match any|field required|validation|malformed|missing|must be|is required|out of range|not a valid|could not parse|failed_precondition|extra inputs|error code: (400|405|409|413|415|422)|\| (400|405|409|413|415|422) '
 - class: server_error
   pattern: 'internal|server.?error|api.?error|bad.?gateway|upstream|provider returned error|unexpected|modelerror|service.?error|apiconnectionerror|connection|error code: 5[0-9][0-9]|\| 5[0-9][0-9] '
 {% endset %}

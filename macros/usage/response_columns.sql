@@ -5,7 +5,7 @@
 {#- What a token-counting endpoint answers within an envelope. -#}
 {%- set counted_only = "arrayAll(path -> arrayElement(splitByChar('.', path), -1) in (" ~ sql_texts(usage_dialects().flat_in_pairs) ~ ") and not startsWith(path, 'usage.'), parse_unknown_keys)" -%}
 {#- Where no known place holds one, the first finish reason anywhere. -#}
-{%- set ending = "nullIf(arrayFirst(reason -> reason not in ('', 'null'), [ifNull(parse_finish, ''), extract(if(parse_finish is null, parse_body, ''), '\"(?:finish_reason|finishReason|FinishReason|stop_reason|stopReason)\"\\\\s*:\\\\s*(?:\\\\{\"[a-z]+\":)?\"([A-Za-z_-]+)\"')]), '')" -%}
+{%- set ending = "nullIf(arrayFirst(reason -> reason not in ('', 'null'), [ifNull(parse_finish, ''), extract(if(parse_finish is null, parse_body, ''), '\"(?:finish_reason|finishReason|FinishReason|stop_reason|stopReason)\"\\\\s*:\\\\s*(?:\\\\{\"[a-z]+\"\\\\s*:\\\\s*)?\"([A-Za-z_-]+)\"')]), '')" -%}
 {{ return({
     'prompt_tokens': 'toInt64(parse_input)',
     'completion_tokens': 'toInt64(parse_output)',
@@ -46,7 +46,7 @@
         ~ "nullIf(toInt64(length(arrayFlatten(arrayConcat(parse_first.candidates.groundingMetadata.webSearchQueries, parse_first.candidates.grounding_metadata.web_search_queries)))), 0))",
     'provider_reported_cost_usd': "coalesce(" ~ as_usd('parse_cost') ~ ", CAST(toDecimal128OrNull(parse_safe_ticks, 2) * toDecimal128('0.0000000001', 10), 'Nullable(Decimal(18, 12))'))",
     'provider_upstream_cost_usd': as_usd("trimBoth(parse_texts['cost_details.upstream_inference_cost'], '\"')"),
-    'error_class': "if(parse_is_error, " ~ error_class_of("concat('| ', ifNull(parse_error_type, ''), ' | ', ifNull(coalesce(parse_fault_inner.code, parse_fault_outer.code), ''), ' | ', ifNull(parse_error_message, ''), ' | ', ifNull(parse_fault_outer.status, ''), ' | ', if(match(ifNull(parse_first.status, ''), '^[45][0-9]{2}$'), parse_first.status, ''), ' | ')") ~ ", null)",
+    'error_class': "if(parse_is_error, " ~ error_class_of("concat('| ', ifNull(parse_error_type, ''), ' | ', ifNull(coalesce(parse_fault_inner.code, parse_fault_outer.code), ''), ' | ', ifNull(parse_error_message, ''), ' | ', ifNull(parse_fault_outer.status, ''), ' | ', extract(if(parse_is_error, parse_body, ''), '\"(?:[a-z_]*status_?(?:code)?|[a-zA-Z]*Status(?:Code)?|statusCode)\"\\\\s*:\\\\s*\"?([45][0-9]{2})\\\\b'), ' | ')") ~ ", null)",
     'finish_reason': "if(parse_finish = 'completed' and arrayLast(item -> item not in ('', 'reasoning'), parse_items) in ('function_call', 'custom_tool_call'), 'tool_calls', " ~ finish_reason_of(ending) ~ ")",
     'finish_reason_raw': ending,
     'unrecognised_keys': 'if(' ~ counted_only ~ ', [], parse_unknown_keys)',
