@@ -48,17 +48,20 @@ The object and the objects in it, four levels down, breadth first, the object it
 the path ''. Every level parses its objects again: for the rows that show no usage at once.
 -#}
 {% macro walked_objects(text) -%}
-{%- set first = "[('', " ~ text ~ ")]" -%}
-{%- set second = walked_level(first) -%}
-{%- set third = walked_level(second) -%}
-{%- set fourth = walked_level(third) -%}
-arrayConcat(
-    {{ first }},
-    {{ second | indent(4) }},
-    {{ third | indent(4) }},
-    {{ fourth | indent(4) }},
-    {{ walked_level(fourth) | indent(4) }}
-)
+{#- A level is named by a lambda over a list of one: written out, it would stand in each deeper one. -#}
+arrayFlatten(arrayMap(
+    first -> arrayConcat(first, arrayFlatten(arrayMap(
+        second -> arrayConcat(second, arrayFlatten(arrayMap(
+            third -> arrayConcat(third, arrayFlatten(arrayMap(
+                fourth -> arrayConcat(fourth, {{ walked_level('fourth') | indent(16) }}),
+                [{{ walked_level('third') | indent(16) }}]
+            ))),
+            [{{ walked_level('second') | indent(12) }}]
+        ))),
+        [{{ walked_level('first') | indent(8) }}]
+    ))),
+    [[('', {{ text }})]]
+))
 {%- endmacro %}
 
 
