@@ -15,7 +15,8 @@ such a value, and then computes it anew for each of its uses. first_text() choos
 -#}
 {% macro parse_responses(relation) %}
 {%- set dialects = usage_dialects() -%}
-{%- set count_pattern = '(?i)"[a-z_]*(?:token|eval_count|prompt_n|predicted_n)[a-z_]*"\\\\s*:\\\\s*(?:"?[0-9]|\\\\{)' -%}
+{%- set count_pattern = '(?i)"[a-z_]*(?:' ~ dialects.count_words | join('|') ~ ')[a-z_]*"\\\\s*:\\\\s*(?:"?[0-9]|\\\\{)' -%}
+{%- set telling = dialects.count_words + dialects.count_words | map('capitalize') | list + ['"usage', '"error', '"Error"', '"failed"'] -%}
 {%- set bare = bare_error_keys() -%}
 {%- set fault_elements = text_elements(['type', 'status', 'code', 'message', 'error', 'msg', 'detail', 'reason', 'description']) -%}
 
@@ -149,7 +150,7 @@ walked as (
 
     select
         *,
-        {{ walked_objects("if(multiSearchAny(parse_readable, ['oken', 'eval_count', '\"usage', '\"error', 'prompt_n', '\"failed\"', '\"Error\"']), parse_readable, '')") | indent(8) }} as parse_objects
+        {{ walked_objects("if(multiSearchAny(parse_readable, [" ~ sql_texts(telling) ~ "]), parse_readable, '')") | indent(8) }} as parse_objects
     from readable
 
 ),

@@ -10,6 +10,8 @@ usage_names    keys of the body that hold a usage object, best first. When the b
                covers every envelope (`response.usage` of an event, `metadata`, `delta`, `x_groq`,
                `response.body` of a batch, `result`, …) without naming it.
 mixed_names    keys of objects that may hold counts among other things; tried after usage_names.
+count_words    an object is taken to hold counts when a member with one of these words in its name is
+               a number or an object; names of counts without any are added here.
 not_walked     keys the walk and the search for unknown counts never enter: content, requests,
                configuration, and repeats of a usage that must not be counted again.
 walked_arrays  arrays of events or generations: the walk looks into their last element.
@@ -34,6 +36,8 @@ usage_names: [usage, usageMetadata, usage_metadata, token_usage, tokenUsage, met
               totalUsage, total_usage, tokenMetadata, Usage]
 
 mixed_names: [amazon-bedrock-invocationMetrics, metrics, stats, details]
+
+count_words: [token, eval_count, prompt_n, predicted_n]
 
 not_walked: [content, contents, candidates, input, inputs, messages, tools, tool_calls,
              tool_choice, arguments, request, prompt, text, parts, embedding, embeddings, tool_usage,
