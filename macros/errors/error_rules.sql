@@ -50,8 +50,10 @@ beside: [id, type, object, param, status, statusCode, status_code, raw_status_co
          requestId, RequestId, trace_id, trace, timestamp, created_at, path, instance, success, data, event_id,
          event, task_id, message_id, sequence_number, logref, documentation_url, help, resource,
          origin, loc, details, errors, result, messages, headers, context, extras, error_id,
-         ResponseMetadata, LogStreamArn, OriginalMessage, OriginalStatusCode, more_info]
-outcome: [status, statusCode, status_code, code, Code, success, message, msg]
+         ResponseMetadata, LogStreamArn, OriginalMessage, OriginalStatusCode, more_info, ok, sid,
+         reason, hint, retry_after, correlation_id, correlationId, traceId, log_id, subcode, doc_url,
+         stack, stackTrace, exception, statusText, status_text, method, url, kind, apiVersion]
+outcome: [status, statusCode, status_code, code, Code, success, ok, message, msg]
 good: ['true', '0', '2[0-9]{2}', '20000', ok, success, succeeded, successful, completed, complete,
        done, ready, running, pending, processing, queued, in_progress, created, active]
 {% endset %}
