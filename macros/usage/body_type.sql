@@ -6,8 +6,8 @@ tuple by position, so tuples are only named where arrays do not occur.
 {% macro body_type() -%}
 {%- set dialects = usage_dialects() -%}
 Tuple(
-    {{ text_elements(['id', 'object', 'type', 'error', 'error_type', 'code', 'status',
-                      'status_details', 'last_error']) }},
+    {{ text_elements(['id', 'object', 'type', 'error', 'Error', 'fault', 'error_type', 'code',
+                      'status', 'status_details', 'last_error']) }},
     {{ text_elements(dialects.usage_names + dialects.mixed_names) }},
     {{ text_elements(['model', 'modelVersion', 'model_version', 'model_name', 'service_tier',
                       'serviceTier', 'stop_reason', 'stopReason', 'finish_reason', 'finishReason',
@@ -29,20 +29,35 @@ Tuple(
 {%- endmacro %}
 
 
-{#- Sums over arrays of results, as terms like those of a usage object; '' where nothing is reported. -#}
+{#- What the sums below are read from. -#}
+{% macro sums_type() -%}
+Tuple(
+    results Array(Tuple({{ text_elements(['tokenCount', 'input_token_count', 'generated_token_count']) }})),
+    predictions Array(Tuple(embeddings Tuple(statistics Tuple(token_count Nullable(String))))),
+    embeddings Array(Tuple(statistics Tuple(token_count Nullable(String)))))
+{%- endmacro %}
+
+
+{#-
+Sums over arrays of results, and the length of the prompt that TGI lists token by token (`prefill`,
+a member of its details), as terms like those of a usage object; '' where nothing is reported.
+-#}
 {% macro summed_terms(sums) -%}
 {%- set lists = {
     'results_token_count': sums ~ '.results.tokenCount',
     'results_input_token_count': sums ~ '.results.input_token_count',
     'results_generated_token_count': sums ~ '.results.generated_token_count',
-    'predictions_token_count': sums ~ '.predictions.embeddings.statistics.token_count',
+    'predictions_token_count': 'arrayConcat(' ~ sums ~ '.predictions.embeddings.statistics.token_count, ' ~ sums ~ '.embeddings.statistics.token_count)',
 } -%}
 arrayFilter(term -> term.2 != '', [
     {%- for term, list in lists.items() %}
     ('{{ term }}', if(
         arrayExists(text -> text is not null, {{ list }}),
         toString(toDecimal128OrNull(toString(arraySum(text -> ifNull(toFloat64OrNull(text), 0), {{ list }})), 0)), ''
-    )){{ ',' if not loop.last }}
+    )),
     {%- endfor %}
+    ('prefill_token_count', arrayFirst(text -> text != '0', [toString(length(
+        JSONExtractArrayRaw(arrayFirst(member -> member.1 = 'prefill', parse_members).2)
+    ))]))
 ])
 {%- endmacro %}

@@ -17,7 +17,8 @@ computes it anew for each of its uses. first_text() chooses without branches.
 -#}
 {% macro parse_responses(relation) %}
 {%- set dialects = usage_dialects() -%}
-{%- set count_pattern = '(?i)"[a-z_]*(?:token|eval_count|prompt_n|predicted_n)[a-z_]*"\\\\s*:\\\\s*(?:"?[0-9]|\\\\{)' -%}
+{%- set count_pattern = '(?i)"[a-z_]*(?:' ~ dialects.count_words | join('|') ~ ')[a-z_]*"\\\\s*:\\\\s*(?:"?[0-9]|\\\\{)' -%}
+{%- set telling = dialects.count_words + dialects.count_words | map('capitalize') | list + ['"usage', '"error', '"Error"', '"failed"'] -%}
 {%- set bare = bare_error_keys() -%}
 {%- set fault_elements = text_elements(['type', 'status', 'code', 'message', 'error', 'msg', 'detail', 'reason', 'description']) -%}
 
@@ -107,7 +108,7 @@ walked as (
 
     select
         *,
-        {{ walked_objects("if(multiSearchAny(parse_readable, ['oken', 'eval_count', '\"usage', '\"error', 'prompt_n', '\"failed\"']), parse_readable, '')") | indent(8) }} as parse_objects
+        {{ walked_objects("if(multiSearchAny(parse_readable, [" ~ sql_texts(telling) ~ "]), parse_readable, '')") | indent(8) }} as parse_objects
     from readable
 
 ),
@@ -158,8 +159,7 @@ termed as (
             {{ first_text(['parse_counts_text', 'parse_countless_text']) | indent(12) }}
         ) as parse_members,
         JSONExtract(
-            if(parse_offer = 2, parse_counts_text, ''),
-            'Tuple(results Array(Tuple({{ text_elements(['tokenCount', 'input_token_count', 'generated_token_count']) }})), predictions Array(Tuple(embeddings Tuple(statistics Tuple(token_count Nullable(String))))))'
+            if(parse_offer = 2, parse_counts_text, ''), '{{ sums_type() }}'
         ) as parse_sums,
         arrayConcat(
             parse_members,
@@ -323,7 +323,7 @@ listed as (
                 member -> if(object.1 = '', member.1, concat(object.1, '.', member.1)),
                 arrayFilter(
                     member -> match(concat(object.1, '.', member.1), '(?i)token')
-                        and not match(member.1, '(?i)^max|max_|maximum|limit|_ids?$|tokenid|logprob|per_?sec|per_?min|price|cost|_ms$|_time|rate|budget|remaining|accept|draft')
+                        and not match(member.1, '(?i)^max|^trained|max_|maximum|limit|_ids?$|tokenid|logprob|per_?sec|per_?min|price|cost|_ms$|_time|rate|budget|remaining|accept|draft')
                         and match(member.2, '^"?[1-9][0-9]*(\\.0+)?"?$'),
                     JSONExtractKeysAndValuesRaw(object.2)
                 )
@@ -343,9 +343,7 @@ worded as (
     select
         *,
         if(
-            notEmpty(parse_keys)
-                and hasAll([{{ sql_texts(bare.message + bare.type + bare.beside) }}], parse_keys)
-                and lower(ifNull(parse_first.status, '')) not in ('success', 'ok', 'succeeded', '200'),
+            {{ is_bare_error('parse_keys', 'parse_text') | indent(12) }},
             parse_text, ''
         ) as parse_bare,
         arrayFirst(key -> match(key, '^[a-z][A-Za-z]+Exception$'), parse_keys) as parse_exception,
@@ -422,6 +420,7 @@ judged as (
             parse_fault_outer.detail, parse_fault_outer.error, parse_fault_outer.description,
             parse_fault_outer.reason, parse_fault,
             {{ text_of_raw('parse_bare_message') }},
+            if(startsWith(parse_bare_listed, '"'), {{ text_of_raw('parse_bare_listed') }}, null),
             nullIf(JSONExtractString(if(parse_exception = '', '', parse_text), parse_exception, 'message'), ''),
             if(parse_has_failed_base, parse_first.base_resp.status_msg, null),
             nullIf(JSONExtractString(if(parse_has_error_type, parse_text, ''), 'message'), '')

@@ -1,6 +1,10 @@
 {#- The columns parse_responses() adds: name -> expression over its last CTE, in contract order. -#}
 {% macro response_columns() %}
 {%- set unread = "parse_dialect = 'none'" -%}
+{#- What a token-counting endpoint answers within an envelope. -#}
+{%- set counted_only = "arrayAll(path -> arrayElement(splitByChar('.', path), -1) in (" ~ sql_texts(usage_dialects().flat_in_pairs) ~ ") and not startsWith(path, 'usage.'), parse_unknown_keys)" -%}
+{#- Where no known place holds one, the first finish reason anywhere. -#}
+{%- set ending = "nullIf(arrayFirst(reason -> reason not in ('', 'null'), [ifNull(parse_finish, ''), extract(if(parse_finish is null, parse_body, ''), '\"(?:finish_reason|finishReason|FinishReason|stop_reason|stopReason)\"\\\\s*:\\\\s*(?:\\\\{\"[a-z]+\"\\\\s*:\\\\s*)?\"([A-Za-z_-]+)\"')]), '')" -%}
 {{ return({
     'prompt_tokens': 'toInt64(parse_input)',
     'completion_tokens': 'toInt64(parse_output)',
@@ -16,7 +20,7 @@
         ~ "parse_dialect != 'none' and notEmpty(parse_ranked), 'reported', parse_dialect != 'none', 'empty', "
         ~ "parse_is_found = 0 and parse_is_valid = 0 and parse_readable = '', if(parse_body = '', 'absent', 'unparsable'), "
         ~ "notEmpty(parse_keys) and (hasAny(parse_keys, [" ~ sql_texts(usage_dialects().flat_in_pairs) ~ "]) or position(parse_text, '\"category_scores\"') > 0 or has(parse_keys, 'usage_info')), 'not_applicable', "
-        ~ "notEmpty(parse_unknown_keys), 'unrecognised', "
+        ~ "notEmpty(parse_unknown_keys), if(" ~ counted_only ~ ", 'not_applicable', 'unrecognised'), "
         ~ "parse_countless_text != '', if(match(parse_countless_text, ':\\\\s*\"?[0-9]*[1-9]'), 'not_applicable', 'empty'), "
         ~ "JSONHas(parse_text, 'usage'), if(JSONType(parse_text, 'usage') = 'Null', 'null', 'empty'), "
         ~ "JSONHas(parse_text, 'response', 'usage'), if(JSONType(parse_text, 'response', 'usage') = 'Null', 'null', 'empty'), "
@@ -41,9 +45,9 @@
         ~ "nullIf(toInt64(length(arrayFlatten(arrayConcat(parse_first.candidates.groundingMetadata.webSearchQueries, parse_first.candidates.grounding_metadata.web_search_queries)))), 0))",
     'provider_reported_cost_usd': "coalesce(" ~ as_usd('parse_cost') ~ ", CAST(toDecimal128OrNull(parse_safe_ticks, 2) * toDecimal128('0.0000000001', 10), 'Nullable(Decimal(18, 12))'))",
     'provider_upstream_cost_usd': as_usd("trimBoth(parse_texts['cost_details.upstream_inference_cost'], '\"')"),
-    'error_class': "if(parse_is_error, " ~ error_class_of("concat('| ', ifNull(parse_error_type, ''), ' | ', ifNull(coalesce(parse_fault_inner.code, parse_fault_outer.code), ''), ' | ', ifNull(parse_error_message, ''))") ~ ", null)",
-    'finish_reason': "if(parse_finish = 'completed' and arrayLast(item -> item not in ('', 'reasoning'), parse_items) in ('function_call', 'custom_tool_call'), 'tool_calls', " ~ finish_reason_of('parse_finish') ~ ")",
-    'finish_reason_raw': 'parse_finish',
-    'unrecognised_keys': 'parse_unknown_keys',
+    'error_class': "if(parse_is_error, " ~ error_class_of("concat('| ', ifNull(parse_error_type, ''), ' | ', ifNull(coalesce(parse_fault_inner.code, parse_fault_outer.code), ''), ' | ', ifNull(parse_error_message, ''), ' | ', ifNull(parse_fault_outer.status, ''), ' | ', extract(if(parse_is_error, parse_body, ''), '\"(?:[a-z_]*status_?(?:code)?|[a-zA-Z]*Status(?:Code)?|statusCode)\"\\\\s*:\\\\s*\"?([45][0-9]{2})\\\\b'), ' | ')") ~ ", null)",
+    'finish_reason': "if(parse_finish = 'completed' and arrayLast(item -> item not in ('', 'reasoning'), parse_items) in ('function_call', 'custom_tool_call'), 'tool_calls', " ~ finish_reason_of(ending) ~ ")",
+    'finish_reason_raw': ending,
+    'unrecognised_keys': 'if(' ~ counted_only ~ ', [], parse_unknown_keys)',
 }) }}
 {% endmacro %}

@@ -1,7 +1,21 @@
+{#- Of a raw array the last element that shows a usage, else the last. -#}
+{% macro telling_element(array) -%}
+arrayElement(arrayMap(
+    elements -> arrayElement(
+        elements, toInt64(arrayLastIndex(
+            element -> {{ shows_usage('element') }}, arrayConcat([''], elements)
+        )) - 1
+    ),
+    [JSONExtractArrayRaw({{ array }})]
+), 1)
+{%- endmacro %}
+
+
 {#-
 The objects one level below `parents` (Array(Tuple(path, text))), as the same type: the members that
-are objects, without those under `not_walked`, of `walked_arrays` the last element, and of
-`walked_texts` the object in them.
+are objects, without those under `not_walked`, of `walked_arrays` the last element that shows a
+usage, else the last, and of `walked_texts` the object in them. An agent's trace within its event
+stands for both.
 -#}
 {% macro walked_level(parents) -%}
 {%- set dialects = usage_dialects() -%}
@@ -10,14 +24,16 @@ arrayFlatten(arrayMap(
         member -> (
             if(parent.1 = '', member.1, concat(parent.1, '.', member.1)),
             multiIf(
-                startsWith(member.2, '['), arrayElement(JSONExtractArrayRaw(member.2), -1),
+                startsWith(member.2, '[['), arrayElement(JSONExtractArrayRaw(arrayElement(JSONExtractArrayRaw(member.2), -1)), -1),
+                startsWith(member.2, '['), {{ telling_element('member.2') | indent(16) }},
                 startsWith(member.2, '"'), JSONExtractString(member.2),
+                member.1 = 'trace' and match(member.2, '"trace":\\s*\\{"[a-zA-Z]+Trace"'), JSONExtractRaw(member.2, 'trace'),
                 member.2
             )
         ),
         arrayFilter(
             member -> (startsWith(member.2, '{') and member.1 not in ({{ sql_texts(dialects.not_walked) }}))
-                or (startsWith(member.2, '[{') and member.1 in ({{ sql_texts(dialects.walked_arrays) }}))
+                or (match(member.2, '^\\[{1,2}\\{') and member.1 in ({{ sql_texts(dialects.walked_arrays) }}))
                 or (startsWith(member.2, '"{') and member.1 in ({{ sql_texts(dialects.walked_texts) }})),
             JSONExtractKeysAndValuesRaw(parent.2)
         )
@@ -32,17 +48,20 @@ The object and the objects in it, four levels down, breadth first, the object it
 the path ''. Every level parses its objects again: for the rows that show no usage at once.
 -#}
 {% macro walked_objects(text) -%}
-{%- set first = "[('', " ~ text ~ ")]" -%}
-{%- set second = walked_level(first) -%}
-{%- set third = walked_level(second) -%}
-{%- set fourth = walked_level(third) -%}
-arrayConcat(
-    {{ first }},
-    {{ second | indent(4) }},
-    {{ third | indent(4) }},
-    {{ fourth | indent(4) }},
-    {{ walked_level(fourth) | indent(4) }}
-)
+{#- A level is named by a lambda over a list of one: written out, it would stand in each deeper one. -#}
+arrayFlatten(arrayMap(
+    first -> arrayConcat(first, arrayFlatten(arrayMap(
+        second -> arrayConcat(second, arrayFlatten(arrayMap(
+            third -> arrayConcat(third, arrayFlatten(arrayMap(
+                fourth -> arrayConcat(fourth, {{ walked_level('fourth') | indent(16) }}),
+                [{{ walked_level('third') | indent(16) }}]
+            ))),
+            [{{ walked_level('second') | indent(12) }}]
+        ))),
+        [{{ walked_level('first') | indent(8) }}]
+    ))),
+    [[('', {{ text }})]]
+))
 {%- endmacro %}
 
 
@@ -63,13 +82,21 @@ multiIf(
         and ({{ object }}.1 = '' or hasAny({{ keys }}, [{{ sql_texts(dialects.counts.prompt) }}])), 2,
     {{ object }}.1 = '' and (
         (has({{ keys }}, 'results') and position({{ object }}.2, '"generated_token_count"') > 0)
-        or (has({{ keys }}, 'predictions') and position({{ object }}.2, '"token_count"') > 0)
+        or (hasAny({{ keys }}, ['predictions', 'embeddings']) and position({{ object }}.2, '"token_count"') > 0)
+        or (hasAny({{ keys }}, [{{ sql_texts(dialects.flat_beside) }}]) and hasAny({{ keys }}, [{{ sql_texts(dialects.flat_in_pairs) }}]))
     ), 2,
-    arrayExists(
-        member -> (member.1 = 'error' and length(member.2) > 2 and match(member.2, '^["{]'))
+    not match({{ object }}.1, '{{ no_fault_of_the_call() }}') and arrayExists(
+        member -> (member.1 in ('error', 'Error') and length(member.2) > 2 and match(member.2, '^["{]'))
             or (member.1 = 'status' and member.2 = '"failed"'),
         JSONExtractKeysAndValuesRaw({{ object }}.2)
     ), 1,
     0
 )
+{%- endmacro %}
+
+
+{#- Whether a text shows a usage object that holds a number; `quote` as written: escaped where the JSON is a string. -#}
+{% macro shows_usage(text, quote='"') -%}
+{%- set names = usage_dialects().usage_names + usage_dialects().mixed_names -%}
+match({{ text }}, '"(?:{{ names | join('|') }}){{ quote }}\\s*:\\s*\\{(?:[^{}]|\\{[^{}]*\\})*[0-9]')
 {%- endmacro %}
