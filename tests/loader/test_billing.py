@@ -205,11 +205,11 @@ def test_only_what_is_pending_is_read_and_looked_up(embedded: Project, tmp_path:
     embedded.query(
         "alter table raw_traces modify setting max_bytes_to_merge_at_max_space_in_pool = 1"
     )
-    for number in range(3):
+    for number in range(6):
         embedded.loader(write(tmp_path / f"{number}.ndjson", trace(number, "2026-10-02T12:00:00Z")))
     embedded.dbt("run")
-    embedded.loader(write(tmp_path / "3.ndjson", trace(3, "2026-10-02T12:00:00Z")))
-    assert embedded.query("select id from int_traces__billed") == [{"id": "t3"}]
+    embedded.loader(write(tmp_path / "6.ndjson", trace(6, "2026-10-02T12:00:00Z")))
+    assert embedded.query("select id from int_traces__billed") == [{"id": "t6"}]
 
     def read_rows(view: str) -> int:
         rows = embedded.query(f"explain estimate select id, billing_plan_type from {view}")
