@@ -3,32 +3,53 @@
 {#- Prices of a service tier go before the standard ones of the model, which it falls back to unit
     by unit. The order in the array is the order in which a price is looked for: the first that holds
     at a call's time, for its prompt, wins. Prices with a region or a further condition need what a
-    trace does not say, and are left out, as are those of seeds/uncertain_prices.csv. -#}
+    trace does not say, and are left out. Those of seeds/uncertain_prices.csv are kept under another
+    name: nothing is charged by them, but that there is such a price is known. A tier that is
+    not sold for a model (seeds/unsold_service_tiers.csv) has the standard prices alone. -#}
 
 with
 
 prices as (
-    select * from {{ ref('stg_prices__book') }}
+    select
+        * except (unit),
+        if(
+            (provider, unit) in (
+                select
+                    price_provider,
+                    unit
+                from {{ ref('uncertain_prices') }}
+            ),
+            concat('uncertain ', unit),
+            unit
+        ) as unit
+    from {{ ref('stg_prices__book') }}
     where
         region = ''
         and condition = ''
-        and (provider, unit) not in (
-            select
-                price_provider,
-                unit
-            from {{ ref('uncertain_prices') }}
-        )
 ),
 
 tiers as (
     select
-        provider,
-        model,
-        arrayJoin(arrayDistinct(arrayPushFront(groupUniqArray(service_tier), ''))) as price_tier
+        provider::String as provider,
+        model::String as model,
+        service_tier::String as price_tier
     from prices
-    group by
-        provider,
-        model
+
+    union distinct
+
+    select
+        provider::String,
+        model::String,
+        '' as price_tier
+    from prices
+
+    union distinct
+
+    select
+        price_provider,
+        model,
+        service_tier
+    from {{ ref('unsold_service_tiers') }}
 ),
 
 priced as (
