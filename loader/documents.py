@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Hashable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from loader.errors import SourceError
@@ -20,7 +21,8 @@ from loader.settings import MEBIBYTE, Settings
 from loader.sources import Source
 
 __all__ = [
-    *("MAX_BYTES", "JsonNumber", "Statements", "add_file_arguments", "aware"),
+    *("MAX_BYTES", "JsonNumber", "Statements", "add_file_arguments"),
+    *("as_json_value", "aware"),
     *("csv_rows", "json_documents", "read_text", "utc_moment"),
 ]
 
@@ -96,6 +98,11 @@ def add_file_arguments(parser: argparse.ArgumentParser, formats: str, restate: s
     )
     parser.add_argument("--restate", action="store_true", help=restate)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def as_json_value(value: Any) -> str:
+    """Write what JSON has no type for: a decimal exactly, in digits and as text, never a float."""
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def aware(moment: datetime) -> datetime:
