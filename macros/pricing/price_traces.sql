@@ -44,6 +44,7 @@ book_rates as (
         price_tier as rates_tier,
         rates as book_rates
     from {{ ref('int_prices__rates') }}
+    where price_book_version = {{ chosen_price_book() }}
 ),
 
 overrides as (

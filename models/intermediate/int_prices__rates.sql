@@ -1,4 +1,4 @@
-{# one row per provider, model and service tier of the chosen price book, with all its prices #}
+{# one row per price book version, provider, model and service tier, with all its prices #}
 
 {#- Prices of a service tier go before the standard ones of the model, which it falls back to unit
     by unit. The order in the array is the order in which a price is looked for: the first that holds
@@ -30,30 +30,38 @@ prices as (
 
 tiers as (
     select
-        provider::String as provider,
-        model::String as model,
-        service_tier::String as price_tier
+        price_book_version,
+        provider,
+        model,
+        service_tier as price_tier
     from prices
 
     union distinct
 
     select
-        provider::String,
-        model::String,
+        price_book_version,
+        provider,
+        model,
         '' as price_tier
     from prices
 
     union distinct
 
     select
-        price_provider,
-        model,
-        service_tier
-    from {{ ref('unsold_service_tiers') }}
+        prices.price_book_version,
+        prices.provider,
+        prices.model,
+        unsold.service_tier as price_tier
+    from prices
+    inner join {{ ref('unsold_service_tiers') }} as unsold
+        on
+            prices.provider = unsold.price_provider
+            and prices.model = unsold.model
 ),
 
 priced as (
     select
+        tiers.price_book_version::String as price_book_version,
         tiers.provider::String as price_provider,
         tiers.model::String as price_model,
         tiers.price_tier::String as price_tier,
@@ -64,12 +72,14 @@ priced as (
     from tiers
     inner join prices
         on
-            tiers.provider = prices.provider
+            tiers.price_book_version = prices.price_book_version
+            and tiers.provider = prices.provider
             and tiers.model = prices.model
     where
         prices.service_tier = ''
         or prices.service_tier = tiers.price_tier
     group by
+        price_book_version,
         price_provider,
         price_model,
         price_tier
@@ -78,6 +88,7 @@ priced as (
 -- The book lists models that are free without a price.
 free as (
     select distinct
+        price_book_version::String as price_book_version,
         provider::String as price_provider,
         model::String as price_model,
         '' as price_tier,
@@ -93,8 +104,9 @@ free as (
     from {{ ref('stg_prices__rules') }}
     where
         rule_kind = 'model'
-        and (provider, model) not in (
+        and (price_book_version, provider, model) not in (
             select
+                price_book_version,
                 provider,
                 model
             from {{ ref('stg_prices__book') }}

@@ -61,6 +61,7 @@ rules as (
             groupArray(concat(if(is_negated, 'not ', ''), operator, ' ', operand)), ' and '
         ) as clause_text
     from {{ ref('stg_prices__rules') }}
+    where price_book_version = (select price_book_version from chosen)
     group by
         rule_kind,
         provider,
