@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.report import Section
 
-BENCHMARKS = ("landing", "transforming", "writing")
+BENCHMARKS = ("landing", "transforming", "costing", "writing")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

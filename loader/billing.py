@@ -15,10 +15,17 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-from loader.documents import csv_rows, read_text, utc_moment
+from loader.documents import (
+    Statements,
+    add_file_arguments,
+    aware,
+    csv_rows,
+    read_text,
+    utc_moment,
+)
 from loader.errors import SourceError
 from loader.settings import Settings
 from loader.sources import STDIN, Source, find_sources
@@ -93,15 +100,11 @@ class Summary:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="NDJSON or CSV; - or nothing: standard input"
+    add_file_arguments(
+        parser,
+        formats="NDJSON or CSV",
+        restate="land what was known before, too, where something else holds since",
     )
-    parser.add_argument(
-        "--restate",
-        action="store_true",
-        help="land what was known before, too, where something else holds since",
-    )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
@@ -180,35 +183,33 @@ def land_subscriptions(
     known of that organization and instant before, whatever the clock says.
     """
     table = store.table("raw_billing_accounts")
-    known = {row[0] for row in store.query(f"select distinct content_hash from {table}")}
-    latest = {
-        (organization, _aware(valid_from)): (_aware(known_at), tuple(terms))
+    there = [row[0] for row in store.query(f"select distinct content_hash from {table}")]
+    latest = [
+        ((organization, aware(valid_from)), known_at, tuple(terms))
         for organization, valid_from, known_at, terms in store.query(
             "select organization_id, valid_from, max(known_at) as last_known_at,"
             " argMax((plan_type, cost_source, customer_id), (known_at, line, content_hash))"
             f" from {table} group by organization_id, valid_from"
         )
-    }
+    ]
+    statements = Statements(there, latest)
     # Of one instant, the last in the source is what it says in the end.
     last = {(one.organization_id, one.valid_from): one for one in subscriptions}
-    now = datetime.now(UTC)
     rows = []
     for one in subscriptions:
         place = (one.organization_id, one.valid_from)
-        before = latest.get(place)
-        is_known = one.content_hash in known
-        if is_known and not (
-            restate and last[place] is one and before is not None and before[1] != one.terms
-        ):
+        is_restated = one.content_hash in statements
+        known_at = statements.admit(
+            one.content_hash, place, one.terms, restate=restate and last[place] is one
+        )
+        if known_at is None:
             continue
-        known.add(one.content_hash)
-        known_at = one.known_at
-        if known_at is None or is_known:
-            known_at = now if before is None else max(now, before[0] + timedelta(microseconds=1))
+        if one.known_at is not None and not is_restated:
+            known_at = one.known_at
         rows.append(
             [
                 *(one.organization_id, *one.terms, one.valid_from, known_at),
-                *(one.content_hash, source_name, one.line, now),
+                *(one.content_hash, source_name, one.line, statements.now),
             ]
         )
     if rows:
@@ -285,7 +286,3 @@ def _text(name: str, value: Any) -> str | None:
     except UnicodeEncodeError:
         raise ValueError(f"{name} holds half of a surrogate pair") from None
     return str(value).strip() or None
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

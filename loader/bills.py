@@ -15,13 +15,21 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation, localcontext
 from pathlib import Path
 from typing import Any
 
 from loader.billing import TABLES
-from loader.documents import csv_rows, json_documents, read_text, utc_moment
+from loader.documents import (
+    Statements,
+    add_file_arguments,
+    aware,
+    csv_rows,
+    json_documents,
+    read_text,
+    utc_moment,
+)
 from loader.errors import SourceError
 from loader.settings import Settings
 from loader.sources import STDIN, Source, find_sources
@@ -132,8 +140,10 @@ class Summary:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="JSON or CSV; - or nothing: standard input"
+    add_file_arguments(
+        parser,
+        formats="JSON or CSV",
+        restate="land what was known before, too, where another bill of that period came since",
     )
     parser.add_argument(
         "--provider", metavar="NAME", help="whose bill it is, as traces name the provider"
@@ -141,12 +151,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--account", default="", metavar="NAME", help="which of several accounts there"
     )
-    parser.add_argument(
-        "--restate",
-        action="store_true",
-        help="land what was known before, too, where another bill of that period came since",
-    )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
@@ -251,34 +255,31 @@ def land_periods(
         Land those too that were known before and do not hold any more.
     """
     table = store.table("raw_provider_bills")
-    known = {
-        (provider, _aware(starts_at), content_hash)
+    there = [
+        (provider, aware(starts_at), content_hash)
         for provider, starts_at, content_hash in store.query(
             f"select distinct provider, starts_at, content_hash from {table}"
             " where account = {account:String}",
             {"account": account},
         )
-    }
-    latest = {
-        (provider, _aware(starts_at)): (_aware(known_at), content_hash)
+    ]
+    latest = [
+        ((provider, aware(starts_at)), known_at, content_hash)
         for provider, starts_at, known_at, content_hash in store.query(
             "select provider, starts_at, max(known_at) as last_known_at,"
             " argMax(content_hash, (known_at, content_hash))"
             f" from {table} where account = {{account:String}} group by provider, starts_at",
             {"account": account},
         )
-    }
-    now = datetime.now(UTC)
+    ]
+    statements = Statements(there, latest)
     landed, rows = [], []
     for period in periods:
         first, content_hash = period.lines[0], period.content_hash
         place = (first.provider, first.starts_at)
-        before = latest.get(place)
-        if (*place, content_hash) in known and not (
-            restate and before is not None and before[1] != content_hash
-        ):
+        known_at = statements.admit((*place, content_hash), place, content_hash, restate=restate)
+        if known_at is None:
             continue
-        known_at = now if before is None else max(now, before[0] + timedelta(microseconds=1))
         landed.append(period)
         for position, line in enumerate(period.lines):
             rows.append(
@@ -391,7 +392,3 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ValueError("the list of periods or lines is no list of objects")
     return value
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,25 +1,113 @@
-"""Small files read whole: text, CSV rows, JSON documents, times.
+"""Small files read whole, and landed as statements of which the last known holds.
 
 Owns what billing and bills share: reading with a limit, exact numbers (a JSON number stays the text
-it was written as), and times turned to UTC. Refuses to know what the documents are about.
+it was written as), times turned to UTC, and that a statement is landed once. Refuses to know what
+the documents are about, and to change what is landed: a correction is a statement more.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from loader.errors import SourceError
 from loader.settings import MEBIBYTE, Settings
 from loader.sources import Source
 
-__all__ = ["MAX_BYTES", "JsonNumber", "csv_rows", "json_documents", "read_text", "utc_moment"]
+__all__ = [
+    *("MAX_BYTES", "JsonNumber", "Statements", "add_file_arguments"),
+    *("as_json_value", "aware"),
+    *("csv_rows", "json_documents", "read_text", "utc_moment"),
+]
 
 MAX_BYTES = 256 * MEBIBYTE
+
+
+class Statements:
+    """What a table of statements holds already, and which of those to come are new.
+
+    A statement is about a place: an organization and an instant, a provider's period. What is
+    landed stays; of a place, the statement that was known last holds.
+
+    Parameters
+    ----------
+    there : iterable of hashable
+        Keys of all statements that are landed.
+    last : iterable of (place, datetime.datetime, hashable)
+        Of each place, when its last statement was known, and what it says.
+    """
+
+    def __init__(
+        self, there: Iterable[Hashable], last: Iterable[tuple[Hashable, datetime, Hashable]]
+    ) -> None:
+        self._there = set(there)
+        self._last = {place: (aware(known_at), said) for place, known_at, said in last}
+        self.now = datetime.now(UTC)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._there
+
+    def admit(
+        self, key: Hashable, place: Hashable, said: Hashable, *, restate: bool = False
+    ) -> datetime | None:
+        """Take a statement in, unless it is there.
+
+        Parameters
+        ----------
+        key : hashable
+            Which statement it is.
+        place : hashable
+            What it is about.
+        said : hashable
+            What it says of that.
+        restate : bool
+            Take it in again where something else holds since.
+
+        Returns
+        -------
+        datetime.datetime or None
+            From when on it counts as known: from now on, and later than all that was known of its
+            place, whatever the clock says. None: it is there, and not to be landed.
+        """
+        before = self._last.get(place)
+        if key in self._there and not (restate and before is not None and before[1] != said):
+            return None
+        self._there.add(key)
+        return self.now if before is None else max(self.now, before[0] + timedelta(microseconds=1))
+
+
+def add_file_arguments(parser: argparse.ArgumentParser, formats: str, restate: str) -> None:
+    """Declare the arguments of a verb that lands documents.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+    formats : str
+        What the files may be.
+    restate : str
+        What `--restate` does.
+    """
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help=f"{formats}; - or nothing: standard input"
+    )
+    parser.add_argument("--restate", action="store_true", help=restate)
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def as_json_value(value: Any) -> str:
+    """Write what JSON has no type for: a decimal exactly, in digits and as text, never a float."""
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def aware(moment: datetime) -> datetime:
+    """Give a time that the store returned its time zone, UTC, where it has none."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class JsonNumber(str):

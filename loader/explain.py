@@ -12,6 +12,7 @@ import sys
 from decimal import Decimal
 from typing import Any
 
+from loader.documents import as_json_value
 from loader.errors import UsageError
 from loader.settings import Settings
 from loader.store import Store, open_store
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Explain one trace on standard output."""
     with open_store(settings, lambda text: print(text, file=sys.stderr)) as store:
         told = explain(store, args.trace_id, args.organization)
-    print(json.dumps(told, default=_as_json_value) if args.json else _as_text(told))
+    print(json.dumps(told, default=as_json_value) if args.json else _as_text(told))
     return 0
 
 
@@ -162,10 +163,6 @@ def _row(
     names = ", ".join(f"`{name}`" for name in columns)
     found = store.query(f"select {names} from {store.table(table)} {where}", parameters)
     return dict(zip(columns, found[0], strict=True)) if found else None
-
-
-def _as_json_value(value: Any) -> str:
-    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def _as_text(told: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from decimal import Decimal, localcontext
 from importlib.metadata import version
 from typing import Any
 
+from loader.documents import as_json_value
 from loader.errors import LoaderError, UsageError
 from loader.settings import Settings
 from loader.store import Store, open_store
@@ -531,7 +532,7 @@ def _print_books(store: Store, as_json: bool) -> None:
 def _print_diff(changes: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     for change in changes:
         if as_json:
-            print(json.dumps(change, default=str))
+            print(json.dumps(change, default=as_json_value))
         else:
             print(_diff_line(change))
     if not changes and not as_json:

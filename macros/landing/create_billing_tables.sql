@@ -2,7 +2,7 @@
     without subscriptions and bills. The loader makes them from the same definition. -#}
 {%- macro create_billing_tables() -%}
     {%- if execute -%}
-        {%- for statement in billing_tables_ddl(target.schema).split(';;') if statement.strip() -%}
+        {%- for statement in billing_tables_ddl(target.schema, target.get('cluster')).split(';;') if statement.strip() -%}
             {%- do run_query(statement) -%}
         {%- endfor -%}
     {%- endif -%}

@@ -17,3 +17,8 @@ replaceRegexpAll({{ name }}, '-(20[0-9]{2})(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01
 {%- macro without_resource_path(name) -%}
 replaceRegexpOne({{ name }}, '^(?:.*/)?(?:models|foundation-model|inference-profile|application-inference-profile)/', '')
 {%- endmacro -%}
+
+{#- Whose a model is, where its name says so: `maker/model`. -#}
+{%- macro model_maker(name) -%}
+extract({{ name }}, '^([^/]+)/[^/]+$')
+{%- endmacro -%}

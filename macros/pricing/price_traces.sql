@@ -44,6 +44,7 @@ book_rates as (
         price_tier as rates_tier,
         rates as book_rates
     from {{ ref('int_prices__rates') }}
+    where price_book_version = {{ chosen_price_book() }}
 ),
 
 overrides as (
@@ -115,7 +116,10 @@ measured as (
         toUInt8(toDayOfWeek(created_at)) as utc_weekday,
         greatest(prompt_tokens, 0) as prompt,
         greatest(completion_tokens, 0) as completion,
-        greatest(prompt - cached - written, 0) as uncached,
+        -- Parts larger than the whole are the same tokens, written and read at once.
+        greatest(
+            prompt - if(cached + written > prompt, greatest(cached, written), cached + written), 0
+        ) as uncached,
         least(greatest(coalesce(input_audio_tokens, 0), 0), prompt) as audio_in,
         least(greatest(coalesce(input_image_tokens, 0), 0), prompt - audio_in) as image_in,
         least(greatest(coalesce(output_audio_tokens, 0), 0), completion) as audio_out,
@@ -228,10 +232,13 @@ bucketed as (
                     greatest(coalesce(web_search_requests, 0), 0),
                     ['web_searches']
                 ),
-                -- A fee for the call itself, where the book has one.
+                -- A fee for the call itself, where the book has one, certain or not.
                 (
                     'requests',
-                    toInt64(has(units, 'requests') and usage_status = 'reported'),
+                    toInt64(
+                        hasAny(units, ['requests', 'uncertain requests'])
+                        and usage_status = 'reported'
+                    ),
                     ['requests']
                 )
             ]::Array(Tuple(String, Int64, Array(String)))

@@ -64,12 +64,7 @@ grouped as (
         sum(charge.2) as quantity,
         sum(charge.3) as amount_usd
     from charged
-    group by
-        usage_date,
-        provider,
-        model,
-        response_model,
-        unit
+    group by all
 ),
 
 {{ rolled_up('int_costs__by_utc_day', 'grouped') }}

@@ -1,38 +1,67 @@
-{# one row per provider, model and service tier of the chosen price book, with all its prices #}
+{# one row per price book version, provider, model and service tier, with all its prices #}
 
 {#- Prices of a service tier go before the standard ones of the model, which it falls back to unit
     by unit. The order in the array is the order in which a price is looked for: the first that holds
     at a call's time, for its prompt, wins. Prices with a region or a further condition need what a
-    trace does not say, and are left out, as are those of seeds/uncertain_prices.csv. -#}
+    trace does not say, and are left out. Those of seeds/uncertain_prices.csv are kept under another
+    name: nothing is charged by them, but that there is such a price is known. A tier that is
+    not sold for a model (seeds/unsold_service_tiers.csv) has the standard prices alone. -#}
 
 with
 
 prices as (
-    select * from {{ ref('stg_prices__book') }}
+    select
+        * except (unit),
+        if(
+            (provider, unit) in (
+                select
+                    price_provider,
+                    unit
+                from {{ ref('uncertain_prices') }}
+            ),
+            concat('uncertain ', unit),
+            unit
+        ) as unit
+    from {{ ref('stg_prices__book') }}
     where
         region = ''
         and condition = ''
-        and (provider, unit) not in (
-            select
-                price_provider,
-                unit
-            from {{ ref('uncertain_prices') }}
-        )
 ),
 
 tiers as (
     select
+        price_book_version,
         provider,
         model,
-        arrayJoin(arrayDistinct(arrayPushFront(groupUniqArray(service_tier), ''))) as price_tier
+        service_tier as price_tier
     from prices
-    group by
+
+    union distinct
+
+    select
+        price_book_version,
         provider,
-        model
+        model,
+        '' as price_tier
+    from prices
+
+    union distinct
+
+    select
+        prices.price_book_version,
+        prices.provider,
+        prices.model,
+        unsold.service_tier as price_tier
+    from prices
+    inner join {{ ref('unsold_service_tiers') }} as unsold
+        on
+            prices.provider = unsold.price_provider
+            and prices.model = unsold.model
 ),
 
 priced as (
     select
+        tiers.price_book_version::String as price_book_version,
         tiers.provider::String as price_provider,
         tiers.model::String as price_model,
         tiers.price_tier::String as price_tier,
@@ -43,12 +72,14 @@ priced as (
     from tiers
     inner join prices
         on
-            tiers.provider = prices.provider
+            tiers.price_book_version = prices.price_book_version
+            and tiers.provider = prices.provider
             and tiers.model = prices.model
     where
         prices.service_tier = ''
         or prices.service_tier = tiers.price_tier
     group by
+        price_book_version,
         price_provider,
         price_model,
         price_tier
@@ -57,6 +88,7 @@ priced as (
 -- The book lists models that are free without a price.
 free as (
     select distinct
+        price_book_version::String as price_book_version,
         provider::String as price_provider,
         model::String as price_model,
         '' as price_tier,
@@ -72,8 +104,9 @@ free as (
     from {{ ref('stg_prices__rules') }}
     where
         rule_kind = 'model'
-        and (provider, model) not in (
+        and (price_book_version, provider, model) not in (
             select
+                price_book_version,
                 provider,
                 model
             from {{ ref('stg_prices__book') }}

@@ -36,14 +36,7 @@ grouped as (
         sum(costs.provider_reported_cost_usd) as provider_reported_cost_usd,
         sum(costs.provider_cost_usd) as provider_cost_usd
     from costs
-    group by
-        usage_month,
-        billing_customer_id,
-        organization_id,
-        billing_plan_type,
-        billing_cost_source,
-        billing_source,
-        is_byok
+    group by all
 ),
 
 final as (

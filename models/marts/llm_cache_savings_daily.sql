@@ -157,14 +157,7 @@ grouped as (
         sum(uncached_cost)::Nullable(Decimal(38, 12)) as uncached_cost_usd,
         sum(uncached_cost - read_cost - write_cost)::Nullable(Decimal(38, 12)) as saved_usd
     from costed
-    group by
-        usage_date,
-        organization_id,
-        project_id,
-        agent_id,
-        provider,
-        model,
-        is_byok
+    group by all
 ),
 
 {{ rolled_up('llm_cache_savings_daily', 'grouped') }}

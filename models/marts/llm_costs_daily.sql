@@ -55,7 +55,9 @@ costed as (
         costs.billable_cost_usd as billable_cost,
         costs.provider_reported_cost_usd as reported_cost,
         -- What the operator pays: what the provider says, else the list price, nothing for BYOK.
-        if(is_byok, billable_cost, coalesce(reported_cost, list_cost)) as provider_cost
+        -- A 0 beside a list price is no statement: another one bills it, a cloud or an upstream.
+        if(is_byok, billable_cost, coalesce(nullIf(reported_cost, 0), list_cost))
+            as provider_cost
     from traces
     left join costs on traces.id = costs.id
 ),
@@ -103,19 +105,7 @@ grouped as (
         sum(reported_cost) as provider_reported_cost_usd,
         sum(provider_cost) as provider_cost_usd
     from costed
-    group by
-        usage_date,
-        organization_id,
-        project_id,
-        agent_id,
-        call_type,
-        provider,
-        model,
-        is_byok,
-        billing_plan_type,
-        billing_cost_source,
-        billing_customer_id,
-        billing_source
+    group by all
 ),
 
 {{ rolled_up('llm_costs_daily', 'grouped') }}

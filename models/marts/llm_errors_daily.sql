@@ -64,17 +64,7 @@ grouped as (
         min(created_at) as first_at,
         max(created_at) as last_at
     from named
-    group by
-        usage_date,
-        organization_id,
-        project_id,
-        agent_id,
-        call_type,
-        provider,
-        model,
-        is_error,
-        error_class,
-        error_type
+    group by all
 ),
 
 {{ rolled_up('llm_errors_daily', 'grouped') }}

@@ -11,8 +11,8 @@
     1. the provider: its aliases, else the first provider of the book whose rule fits its name (the
        model's, where the trace names no provider);
     2. the names to look for: the answering model, then the requested one, unless the requested one
-       is the same name with more to it (a region, a path). Each as it is, with a compact date
-       written out, and without the path before it;
+       is the same name with more to it (a region, a path), or names another maker (a router that
+       fell back). Each as it is, with a compact date written out, and without the path before it;
     3. for each name the provider's models in the book's order, then those of its fallbacks.
     Pairs that were seen before are matched again when another version is chosen, so that history
     can be compared and priced by it. After a change of provider_aliases: --full-refresh. -#}
@@ -61,6 +61,7 @@ rules as (
             groupArray(concat(if(is_negated, 'not ', ''), operator, ' ', operand)), ' and '
         ) as clause_text
     from {{ ref('stg_prices__rules') }}
+    where price_book_version = (select price_book_version from chosen)
     group by
         rule_kind,
         provider,
@@ -120,18 +121,23 @@ pairs as (
 named as (
     select
         *,
+        multiIf(
+            answering_name = '' or position(requested_name, answering_name) > 0,
+            [('model', requested_name), ('response_model', answering_name)],
+            {{ model_maker('requested_name') }} != {{ model_maker('answering_name') }}
+            and {{ model_maker('requested_name') }} != ''
+            and {{ model_maker('answering_name') }} != '',
+            [('response_model', answering_name)],
+            [('response_model', answering_name), ('model', requested_name)]
+        ) as given_names,
         arrayFilter(name -> name.3 != '', arrayFlatten(arrayMap(
             (given, number) -> arrayMap(
                 (form, place) -> (number * 10 + place, given.1, form),
                 {{ model_name_forms('given.2') }},
                 [1, 2, 3, 4]
             ),
-            if(
-                answering_name = '' or position(requested_name, answering_name) > 0,
-                [('model', requested_name), ('response_model', answering_name)],
-                [('response_model', answering_name), ('model', requested_name)]
-            ),
-            [1, 2]
+            given_names,
+            arrayEnumerate(given_names)
         ))) as names
     from pairs
 ),

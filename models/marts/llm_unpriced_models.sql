@@ -45,12 +45,7 @@ counted as (
         max(created_at) as last_seen_at,
         argMax(id, created_at) as example_id
     from lacking
-    group by
-        provider,
-        model,
-        price_tier,
-        cost_status,
-        lack
+    group by all
 ),
 
 final as (

@@ -90,3 +90,54 @@ def test_costs_follow_traces_once_and_are_explained(embedded: Project, tmp_path:
     refused = project.loader("explain", "000001", "--organization", "org-b", expect=2)
     assert "Traceback" not in refused.stderr
     assert "org-b" in refused.stderr
+
+
+def test_history_is_priced_again_by_a_chosen_book_after_a_look_at_the_difference(
+    embedded: Project, tmp_path: Path
+) -> None:
+    project = embedded
+    records = [record(0), record(1), record(2, "gpt-4o-mini"), record(3, "no-such-model")]
+    project.loader(str(write(tmp_path / "a.ndjson", records)))
+    project.loader("prices")
+    project.dbt("run", "--select", "+costed_batches", "llm_price_changes")
+    first = project.value("select any(price_book_version) from llm_trace_costs")
+    before = costs(project)
+    assert project.query("select * from llm_price_changes") == []
+
+    # A later book, in which one model costs twice as much.
+    project.query(
+        "insert into raw_price_rules select * replace('later' as price_book_version) from"
+        " raw_price_rules"
+    )
+    project.query(
+        "insert into raw_prices select * replace('later' as price_book_version,"
+        " (unit_price_usd * if(model = 'gpt-4o', 2, 1))::Decimal(38, 24) as unit_price_usd)"
+        " from raw_prices"
+    )
+    project.query(
+        "insert into raw_price_books select * replace('later' as price_book_version,"
+        " now64(3) as landed_at) from raw_price_books"
+    )
+    project.dbt("run", "--select", "llm_price_matches", "llm_trace_costs", "llm_price_changes")
+    assert costs(project) == before
+    changes = project.query(
+        "select toString(usage_date) as day, provider, model, old_price_book_versions as old,"
+        " new_price_book_version as new, calls_changed, toString(old_cost_usd) as was,"
+        " toString(new_cost_usd) as becomes, toString(difference_usd) as difference"
+        " from llm_price_changes order by day"
+    )
+    assert [(row["day"], row["model"], row["calls_changed"]) for row in changes] == [
+        ("2026-11-01", "gpt-4o", 1),
+        ("2026-11-02", "gpt-4o", 1),
+    ]
+    assert {(tuple(row["old"]), row["new"]) for row in changes} == {((first,), "later")}
+    for row in changes:
+        assert Decimal(row["becomes"]) == 2 * Decimal(row["was"]) != 0
+        assert Decimal(row["difference"]) == Decimal(row["was"])
+
+    published = ("run", "--select", "llm_trace_costs", "--full-refresh")
+    project.dbt(*published)
+    assert [row["total"] for row in costs(project)] != [row["total"] for row in before]
+    assert project.query("select * from llm_price_changes") == []
+    project.dbt(*published, "--vars", f"{{price_book_version: {first}}}")
+    assert costs(project) == before

@@ -1,12 +1,14 @@
 {{ config(pre_hook="{{ create_price_tables() }}") }}
-{# one row per price of the chosen book, with the days and hours it holds #}
+{# one row per version and price of the book, with the days and hours it holds #}
 
 {#- Three things the book cannot say are mended here, each by what it does say:
     - a rule of the book holds a date or a time window: a window holds from the last date that stands
       before it in the model's list, since that is the price it belongs to;
     - it knows no weekdays: seeds/price_windows.csv says on which days a model's windows hold;
     - batch, flex and priority prices were recorded later than they began: the first of a model holds
-      from the beginning of the standard price that held when it was recorded.  -#}
+      from the beginning of the standard price that held when it was recorded.
+    All versions: which one is chosen is for the run that prices to say, not for the one that made
+    this view. -#}
 
 with
 
@@ -15,11 +17,11 @@ prices as (
         *,
         precedence >= 1000 as is_standard
     from {{ source('prices', 'raw_prices') }}
-    where price_book_version = {{ chosen_price_book() }}
 ),
 
 standard_starts as (
     select
+        price_book_version,
         provider,
         model,
         groupUniqArray(valid_from) as starts
@@ -28,6 +30,7 @@ standard_starts as (
         is_standard
         and window_start = ''
     group by
+        price_book_version,
         provider,
         model
 ),
@@ -36,16 +39,18 @@ dated as (
     select
         prices.*,
         max(valid_from) over (
-            partition by provider, model, is_standard
+            partition by price_book_version, provider, model, is_standard
             order by precedence desc
             range between unbounded preceding and current row
         ) as last_start,
         min(valid_from) over (
-            partition by provider, model, is_standard, service_tier, region, condition, unit
+            partition by
+                price_book_version, provider, model, is_standard, service_tier, region, condition,
+                unit
         ) as first_start,
         standard_starts.starts as starts
     from prices
-    left join standard_starts using (provider, model)
+    left join standard_starts using (price_book_version, provider, model)
 ),
 
 mended as (

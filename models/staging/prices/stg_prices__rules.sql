@@ -1,11 +1,10 @@
 {{ config(pre_hook="{{ create_price_tables() }}") }}
-{# one row per condition of a matching rule of the chosen price book #}
+{# one row per version and condition of a matching rule of the price book #}
 
 with
 
 rules as (
     select * from {{ source('prices', 'raw_price_rules') }}
-    where price_book_version = {{ chosen_price_book() }}
 ),
 
 final as (
