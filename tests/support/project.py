@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.parsed import parsed_for
+
 ROOT = Path(__file__).resolve().parents[2]
 DBT = Path(sys.executable).with_name("dbt")
 STEERING = (
@@ -47,13 +49,19 @@ class Project:
             "DBT_TARGET_PATH": str(folder / "target"),
             "DBT_LOG_PATH": str(folder / "logs"),
             "DBT_USE_COLORS": "false",
+            # Files that no test reads, a second a call.
+            "DBT_WRITE_JSON": "false",
+            "DBT_LOG_LEVEL_FILE": "none",
             **variables,
         }
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command in the project's root and return its process."""
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=ROOT, env=self.env, text=True, **(pipes | options))
+        env = self.env
+        if str(DBT) in command and (parsed := parsed_for(ROOT, DBT, command, env)):
+            env = env | {"DBT_PARTIAL_PARSE_FILE_PATH": str(parsed)}
+        return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **(pipes | options))
 
     def start_loader(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start `python -m loader` with these arguments."""
