@@ -84,13 +84,17 @@ def corpus() -> Path:
 # Each runs dbt several times over.
 LONG = (
     *("test_sweep.py", "test_soak.py", "test_read_back.py", "test_reparse.py", "test_mend.py"),
-    *("test_retire_and_erase.py", "test_run_lock.py"),
+    *("test_retire_and_erase.py", "test_run_lock.py", "test_side_by_side.py"),
 )
+# On a second kind of store: the whole path, and what runs dbt over it again and again.
+LONG_ON_A_SERVER = ("test_pipeline.py", "test_billing.py", "test_bills.py", "test_explain.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as long what takes minutes, and the whole path on a second kind of store."""
     for item in items:
-        on_server = item.path.name == "test_pipeline.py" and "[server]" in item.name
-        if on_server or item.path.name in LONG:
+        on_server = item.path.name in LONG_ON_A_SERVER and "[server" in item.name
+        # Each read of an embedded store opens it.
+        is_slow = item.path.name == "test_organizations.py" and "[embedded" in item.name
+        if on_server or is_slow or item.path.name in LONG:
             item.add_marker("long")
