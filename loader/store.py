@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import clickhouse_connect
+from chdb_lock import StoreFullError, StorePathError, find_holder, require_space
 from chdb_lock import StoreLockedError as ChdbLockedError
-from chdb_lock import StorePathError, find_holder
 from chdb_lock import open_store as open_chdb
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error as ClientError
@@ -106,18 +106,25 @@ class Store:
 
         Raises
         ------
+        UsageError
+            If a value is no text that the store can hold.
         StoreError
             If the store cannot be reached or refuses.
         """
+        bound = dict(parameters or {})
+        for name, value in bound.items():
+            if isinstance(value, str) and not _is_text(value):
+                raise UsageError(f"{name} is {value!r}, which is no UTF-8 text: nothing has it.")
         return [
             tuple(row)
             for row in self._guarded(
-                "a query", lambda: self._client.query(sql, parameters=dict(parameters or {}))
+                "a query", lambda: self._client.query(sql, parameters=bound)
             ).result_rows
         ]
 
     def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
         """Run a statement that has no rows to return; values are bound as in `query`."""
+        self._require_space()
         self._guarded(
             "a statement", lambda: self._client.command(sql, parameters=dict(parameters or {}))
         )
@@ -126,6 +133,7 @@ class Store:
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> None:
         """Insert a few Python rows as one part."""
+        self._require_space()
         self._guarded(
             f"an insert into {table}",
             lambda: self._client.insert(table, rows, column_names=columns, database=self.database),
@@ -179,6 +187,7 @@ class Store:
                 ),
             )
             return
+        self._require_space()
         names = ", ".join(f"`{name}`" for name in columns)
         sql = (
             f"insert into {self.table(table)} ({names}) "
@@ -263,6 +272,14 @@ class Store:
         self._client.close()
         if self._file is not None:
             self._file.close()
+
+    def _require_space(self) -> None:
+        """Refuse to write where the disk is full: the engine loses definitions of tables there."""
+        if self.is_embedded:
+            try:
+                require_space(self.settings.chdb_path)
+            except StoreFullError as error:
+                raise StoreError(str(error)) from None
 
     def _guarded(self, what: str, action: Callable[[], Any]) -> Any:
         try:
@@ -403,6 +420,15 @@ def _first_line(text: str) -> str:
     line = next((line for line in text.splitlines() if line.strip()), "no message")
     line = re.split(r"\s*(?::\s*While executing|\(at row|Row \d+:|Stack trace:)", line)[0]
     return line.strip().rstrip(".")[:300]
+
+
+def _is_text(value: str) -> bool:
+    """Say whether a value has no lone surrogate, as bytes of a command line become one."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _nameless_file() -> BinaryIO:

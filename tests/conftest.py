@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from loader.settings import Settings
+from loader.store import Store, open_store
 from tests.support.http_front import Front
 from tests.support.project import Project
 
 SHARED_CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
+
+
+SERVER = ("CLICKHOUSE_ENDPOINT", "CLICKHOUSE_USERNAME", "CLICKHOUSE_PASSWORD")
 
 
 @pytest.fixture
@@ -30,8 +35,7 @@ def server(tmp_path: Path) -> Iterator[Project]:
         with Front(tmp_path / "server", user="ledger", password="secret") as front:
             yield Project(tmp_path / "project", front.env(database))
         return
-    names = ("CLICKHOUSE_ENDPOINT", "CLICKHOUSE_USERNAME", "CLICKHOUSE_PASSWORD")
-    given = {name: os.environ[name] for name in names if name in os.environ}
+    given = {name: os.environ[name] for name in SERVER if name in os.environ}
     project = Project(tmp_path / "project", given | {"CLICKHOUSE_DATABASE": database})
     yield project
     project.query(f"drop database if exists {database}")
@@ -41,6 +45,32 @@ def server(tmp_path: Path) -> Iterator[Project]:
 def project(request: pytest.FixtureRequest) -> Project:
     """Give a project on each kind of store in turn."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module", params=["embedded", "server"])
+def opened_store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Store]:
+    """Give an open store of each kind in turn, one for all tests of a module."""
+    folder = tmp_path_factory.mktemp("store")
+    if request.param == "embedded":
+        with open_store(Settings(chdb_path=folder / "warehouse")) as store:
+            yield store
+        return
+    if "CLICKHOUSE_ENDPOINT" in os.environ:
+        given = {name: os.environ[name] for name in SERVER if name in os.environ}
+        database = f"test_{uuid.uuid4().hex}"
+        with open_store(
+            Settings.from_environment(given | {"CLICKHOUSE_DATABASE": database})
+        ) as store:
+            yield store
+            store.command(f"drop database if exists {database}")
+        return
+    with (
+        Front(folder / "server", user="ledger", password="secret") as front,
+        open_store(Settings.from_environment(front.env())) as store,
+    ):
+        yield store
 
 
 @pytest.fixture
@@ -54,13 +84,17 @@ def corpus() -> Path:
 # Each runs dbt several times over.
 LONG = (
     *("test_sweep.py", "test_soak.py", "test_read_back.py", "test_reparse.py", "test_mend.py"),
-    *("test_retire_and_erase.py", "test_run_lock.py"),
+    *("test_retire_and_erase.py", "test_run_lock.py", "test_side_by_side.py"),
 )
+# On a second kind of store: the whole path, and what runs dbt over it again and again.
+LONG_ON_A_SERVER = ("test_pipeline.py", "test_billing.py", "test_bills.py", "test_explain.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as long what takes minutes, and the whole path on a second kind of store."""
     for item in items:
-        on_server = item.path.name == "test_pipeline.py" and "[server]" in item.name
-        if on_server or item.path.name in LONG:
+        on_server = item.path.name in LONG_ON_A_SERVER and "[server" in item.name
+        # Each read of an embedded store opens it.
+        is_slow = item.path.name == "test_organizations.py" and "[embedded" in item.name
+        if on_server or is_slow or item.path.name in LONG:
             item.add_marker("long")

@@ -1,7 +1,8 @@
 """The lock of a chDB folder: who holds it, and waiting for it with a limit.
 
 A chDB engine holds `flock` on `<path>/status` while it is open, and the kernel frees it when the
-process ends, however it ends. This module reads that lock and opens the engine behind it. It
+process ends, however it ends. This module reads that lock and opens the engine behind it, and says
+when the disk is too full to write there. It
 depends on the standard library alone, and refuses to import dbt or chDB or to break a lock.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -17,13 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["Holder", "StoreLockedError", "StorePathError", "find_holder", "open_store"]
+__all__ = [
+    "Holder",
+    "StoreFullError",
+    "StoreLockedError",
+    "StorePathError",
+    "find_holder",
+    "open_store",
+    "require_space",
+]
 
 Opened = TypeVar("Opened")
 
 _POLL_SECONDS = 0.1
 _OPENING_TRIES = 3
 _COMMAND_CHARACTERS = 200
+_SPARE_BYTES = 16 * 1024 * 1024
 
 # One thread of a process opens at a time: the others then find the engine already theirs.
 _opening = threading.Lock()
@@ -51,6 +62,18 @@ class StoreLockedError(Exception):
         )
 
 
+class StoreFullError(Exception):
+    """The disk under a store has too little room for a statement that writes."""
+
+    def __init__(self, path: str, free: int) -> None:
+        self.path = path
+        super().__init__(
+            f"the disk under the chDB store {path} has {free / 2**20:.1f} MiB of space left, and "
+            "the engine would lose the definition of a table that it writes on a full disk. "
+            f"Nothing was done: make room ({_SPARE_BYTES // 2**20} MiB at least) and run it again."
+        )
+
+
 @dataclass(frozen=True)
 class Holder:
     """A process that holds a store: its id (None if it cannot be seen) and command line."""
@@ -62,6 +85,31 @@ class Holder:
         if self.pid is None:
             return "a process that cannot be seen from here (another user or container)"
         return f"process {self.pid} ({self.command or 'command unknown'})"
+
+
+def require_space(path: str | os.PathLike[str]) -> None:
+    """Refuse to go on where a statement that writes could meet a full disk.
+
+    On a full disk the engine (seen on chDB 4.4, ClickHouse 26.9) says that a `create` or an `alter`
+    worked, and leaves an empty file for the definition of the table. The store cannot be opened
+    any more then. So who writes asks first.
+
+    Parameters
+    ----------
+    path : path-like
+        The store's folder; it need not exist.
+
+    Raises
+    ------
+    StoreFullError
+        If less than 16 MiB are left to this user.
+    """
+    place = Path(path).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < _SPARE_BYTES:
+        raise StoreFullError(os.fspath(path), free)
 
 
 def find_holder(path: str | os.PathLike[str]) -> Holder | None:

@@ -1,6 +1,7 @@
 """One store, several processes: waiting, giving up, letting go; and what a profile may not say."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,15 @@ from typing import Any
 
 import clickhouse_connect
 import pytest
-from chdb_lock import Holder, StoreLockedError, StorePathError, find_holder, open_store
+from chdb_lock import (
+    Holder,
+    StoreFullError,
+    StoreLockedError,
+    StorePathError,
+    find_holder,
+    open_store,
+    require_space,
+)
 from chdb_project import Project
 from dbt.adapters.chdb import ChdbCredentials
 from dbt_common.exceptions import DbtRuntimeError
@@ -252,3 +261,19 @@ def _command(pid: int) -> str:
     """Return a live process's command line as a holder shows it."""
     raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     return " ".join(part.decode() for part in raw.split(b"\0") if part)[:200]
+
+
+def test_a_full_disk_is_written_to_by_reading_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dbt.adapters.chdb.client import _WRITES
+
+    require_space(tmp_path / "not" / "there")
+    usage = shutil.disk_usage(tmp_path)._replace(free=15 * 2**20)
+    monkeypatch.setattr("chdb_lock.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(StoreFullError, match=r"15\.0 MiB of space"):
+        require_space(tmp_path)
+    for sql in ("create table t", "/* a */ /* b\n*/\n  INSERT into t", "-- c\nalter table t"):
+        assert _WRITES.match(sql), sql
+    for sql in ("select 'create table'", "/* create */ drop table t", "explain insert", "created"):
+        assert not _WRITES.match(sql), sql

@@ -30,50 +30,50 @@ def plans(project: Project) -> list[str]:
     return [row["plan_type"] for row in rows]
 
 
-def test_ndjson_and_csv_say_the_same(embedded: Project, tmp_path: Path) -> None:
+def test_ndjson_and_csv_say_the_same(project: Project, tmp_path: Path) -> None:
     csv = tmp_path / "a.csv"
     csv.write_text(
         "organization_id,plan_type,cost_source,customer_id,valid_from\n"
         'o,pro,"credits",,2026-10-25T02:00:00+02:00\n\n'
     )
-    embedded.loader("billing", str(csv))
+    project.loader("billing", str(csv))
     record = subscription("pro", "2026-10-25T00:00:00Z", cost_source="credits", customer_id=None)
-    done = embedded.loader("billing", write(tmp_path / "a.ndjson", record), "--json")
+    done = project.loader("billing", write(tmp_path / "a.ndjson", record), "--json")
     assert json.loads(done.stdout) == {"landed": 0, "already_there": 1, "rejected": 0}
-    (row,) = embedded.query(
+    (row,) = project.query(
         "select plan_type, customer_id, toString(valid_from) as at from raw_billing_accounts"
     )
     assert row == {"plan_type": "pro", "customer_id": None, "at": "2026-10-25 00:00:00.000000"}
 
 
 def test_a_correction_is_a_row_more_and_an_old_file_does_not_undo_it(
-    embedded: Project, tmp_path: Path
+    project: Project, tmp_path: Path
 ) -> None:
     old = write(tmp_path / "old.ndjson", subscription("free"))
     new = write(tmp_path / "new.ndjson", subscription("pro"))
     for file in (old, new, old, new, old):
-        embedded.loader("billing", file)
-    assert plans(embedded) == ["free", "pro"]
+        project.loader("billing", file)
+    assert plans(project) == ["free", "pro"]
     for _ in range(2):
-        embedded.loader("billing", old, "--restate")
-    assert plans(embedded) == ["free", "pro", "free"]
+        project.loader("billing", old, "--restate")
+    assert plans(project) == ["free", "pro", "free"]
 
 
-def test_two_changes_at_one_instant_keep_their_order(embedded: Project, tmp_path: Path) -> None:
+def test_two_changes_at_one_instant_keep_their_order(project: Project, tmp_path: Path) -> None:
     file = write(tmp_path / "a.ndjson", subscription("first"), subscription("second"))
-    embedded.loader("billing", file)
-    embedded.loader("billing", file, "--restate")
-    assert plans(embedded) == ["first", "second"]
+    project.loader("billing", file)
+    project.loader("billing", file, "--restate")
+    assert plans(project) == ["first", "second"]
 
 
 def test_what_is_known_is_said_by_the_record_where_it_says_so(
-    embedded: Project, tmp_path: Path
+    project: Project, tmp_path: Path
 ) -> None:
     late = subscription("late", known_at="2026-10-03T00:00:00Z")
     early = subscription("early", known_at="2026-10-02T00:00:00Z")
-    embedded.loader("billing", write(tmp_path / "a.ndjson", late))
-    embedded.loader("billing", write(tmp_path / "b.ndjson", early))
-    assert plans(embedded) == ["early", "late"]
+    project.loader("billing", write(tmp_path / "a.ndjson", late))
+    project.loader("billing", write(tmp_path / "b.ndjson", early))
+    assert plans(project) == ["early", "late"]
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ def test_what_is_known_is_said_by_the_record_where_it_says_so(
     ],
 )
 def test_a_bad_record_is_named_and_the_others_land(
-    embedded: Project, tmp_path: Path, line: str, said: str
+    project: Project, tmp_path: Path, line: str, said: str
 ) -> None:
     file = tmp_path / "a.ndjson"
     file.write_text(f"{json.dumps(subscription('pro'))}\n{line}\n")
-    done = embedded.loader("billing", str(file), expect=1)
+    done = project.loader("billing", str(file), expect=1)
     assert f"{file}:2: " in done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert plans(embedded) == ["pro"]
+    assert plans(project) == ["pro"]
 
 
-def test_a_header_that_does_not_fit_lands_nothing(embedded: Project, tmp_path: Path) -> None:
+def test_a_header_that_does_not_fit_lands_nothing(project: Project, tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("organization_id,valid_from,plan\no,2026-10-01,pro\n")
-    done = embedded.loader("billing", str(file), expect=2)
+    done = project.loader("billing", str(file), expect=2)
     assert f"{file}:1: the header is" in done.stderr
 
 
@@ -131,7 +131,7 @@ DAILY = (
 
 
 def test_money_follows_late_traces_and_late_corrections_and_rests_otherwise(
-    embedded: Project, tmp_path: Path
+    project: Project, tmp_path: Path
 ) -> None:
     """Days that changed are built again, and no others; months that vanish leave nothing behind."""
     own = {"plan_type": "own", "cost_source": "credits", "customer_id": "c"}
@@ -140,10 +140,10 @@ def test_money_follows_late_traces_and_late_corrections_and_rests_otherwise(
         trace(2, "2026-10-02T12:00:00Z"),
         trace(3, "2026-10-03T12:00:00Z", billing_context=own),
     ]
-    embedded.loader(write(tmp_path / "a.ndjson", *first))
-    embedded.loader("prices")
-    embedded.dbt("run")
-    before = embedded.query(DAILY)
+    project.loader(write(tmp_path / "a.ndjson", *first))
+    project.loader("prices")
+    project.dbt("run")
+    before = project.query(DAILY)
     assert [(row["usage_date"], row["calls"], row["billing_source"]) for row in before] == [
         ("2026-09-30", 1, "none"),
         ("2026-10-02", 1, "none"),
@@ -152,17 +152,17 @@ def test_money_follows_late_traces_and_late_corrections_and_rests_otherwise(
     parts = (
         "select name, modification_time from system.parts where active and table = {table:String}"
     )
-    untouched = embedded.query(parts, table="llm_costs_daily")
-    embedded.dbt("run")
-    assert embedded.query(DAILY) == before
-    assert embedded.query(parts, table="llm_costs_daily") == untouched
+    untouched = project.query(parts, table="llm_costs_daily")
+    project.dbt("run")
+    assert project.query(DAILY) == before
+    assert project.query(parts, table="llm_costs_daily") == untouched
 
     # A trace that comes late, and a subscription that should have been known.
-    embedded.loader(write(tmp_path / "late.ndjson", trace(4, "2026-10-03T13:00:00Z")))
+    project.loader(write(tmp_path / "late.ndjson", trace(4, "2026-10-03T13:00:00Z")))
     known = subscription("pro", "2026-10-02T00:00:00Z", cost_source="quota", customer_id="c")
-    embedded.loader("billing", write(tmp_path / "s.ndjson", known))
-    embedded.dbt("run")
-    rows = embedded.query(DAILY)
+    project.loader("billing", write(tmp_path / "s.ndjson", known))
+    project.dbt("run")
+    rows = project.query(DAILY)
     assert [(row["usage_date"], row["calls"], row["billing_plan_type"]) for row in rows] == [
         ("2026-09-30", 1, None),
         ("2026-10-02", 1, "pro"),
@@ -170,50 +170,50 @@ def test_money_follows_late_traces_and_late_corrections_and_rests_otherwise(
         ("2026-10-03", 1, "pro"),
     ]
     # llm_traces keeps what was known when each was transformed; what comes after knows more.
-    stored = embedded.query("select id, billing_source from llm_traces order by id")
+    stored = project.query("select id, billing_source from llm_traces order by id")
     assert [row["billing_source"] for row in stored] == ["none", "none", "trace", "subscription"]
-    kept = embedded.query(
+    kept = project.query(
         "select usage_date, day_fingerprint from llm_costs_daily where usage_date < '2026-10-01'"
     )
 
     # In Berlin the first call is October's: September has nothing left.
     vars_ = ("--vars", "reporting_time_zone: Europe/Berlin")
-    embedded.dbt("build", *MONEY, *vars_)
-    days = [row["usage_date"] for row in embedded.query(DAILY)]
+    project.dbt("build", *MONEY, *vars_)
+    days = [row["usage_date"] for row in project.query(DAILY)]
     assert days == ["2026-10-01", "2026-10-02", "2026-10-03", "2026-10-03"]
     assert len(kept) == 1
 
 
-def test_a_day_that_was_cut_short_is_built_again(embedded: Project, tmp_path: Path) -> None:
+def test_a_day_that_was_cut_short_is_built_again(project: Project, tmp_path: Path) -> None:
     """A first run that is killed leaves part of its rows: REGRESSIONS of empty and half tables."""
     traces = [trace(n, f"2026-10-{1 + n % 3:02d}T12:00:00Z", agent_id=f"a{n}") for n in range(9)]
-    embedded.loader(write(tmp_path / "a.ndjson", *traces))
-    embedded.dbt("run")
-    whole = embedded.query(DAILY)
-    embedded.query(
+    project.loader(write(tmp_path / "a.ndjson", *traces))
+    project.dbt("run")
+    whole = project.query(DAILY)
+    project.query(
         "alter table llm_costs_daily delete where agent_id = 'a4' settings mutations_sync=2"
     )
-    embedded.query("truncate table llm_errors_daily")
-    embedded.dbt("build", *MONEY)
-    assert sorted(map(str, embedded.query(DAILY))) == sorted(map(str, whole))
-    assert embedded.value("select sum(calls) from llm_errors_daily") == 9
+    project.query("truncate table llm_errors_daily")
+    project.dbt("build", *MONEY)
+    assert sorted(map(str, project.query(DAILY))) == sorted(map(str, whole))
+    assert project.value("select sum(calls) from llm_errors_daily") == 9
 
 
-def test_only_what_is_pending_is_read_and_looked_up(embedded: Project, tmp_path: Path) -> None:
+def test_only_what_is_pending_is_read_and_looked_up(project: Project, tmp_path: Path) -> None:
     # Each batch stays a part of its own, so that reading one can be told from reading all.
-    embedded.loader("init")
-    embedded.query(
+    project.loader("init")
+    project.query(
         "alter table raw_traces modify setting max_bytes_to_merge_at_max_space_in_pool = 1"
     )
     for number in range(6):
-        embedded.loader(write(tmp_path / f"{number}.ndjson", trace(number, "2026-10-02T12:00:00Z")))
-    embedded.dbt("run")
-    embedded.loader(write(tmp_path / "6.ndjson", trace(6, "2026-10-02T12:00:00Z")))
-    assert embedded.query("select id from int_traces__billed") == [{"id": "t6"}]
+        project.loader(write(tmp_path / f"{number}.ndjson", trace(number, "2026-10-02T12:00:00Z")))
+    project.dbt("run")
+    project.loader(write(tmp_path / "6.ndjson", trace(6, "2026-10-02T12:00:00Z")))
+    assert project.query("select id from int_traces__billed") == [{"id": "t6"}]
 
     def read_rows(view: str) -> int:
-        rows = embedded.query(f"explain estimate select id, billing_plan_type from {view}")
+        rows = project.query(f"explain estimate select id, billing_plan_type from {view}")
         return sum(row["rows"] for row in rows if row["table"] == "raw_traces")
 
-    everything = embedded.value("select count() from raw_traces")
+    everything = project.value("select count() from raw_traces")
     assert 0 < read_rows("int_traces__billed") <= everything // 3

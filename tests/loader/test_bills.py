@@ -112,24 +112,24 @@ def test_a_bill_that_is_not_whole_is_refused(tmp_path: Path, text: str, said: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_file_among_others_lands_nothing(embedded: Project, tmp_path: Path) -> None:
+def test_a_broken_file_among_others_lands_nothing(project: Project, tmp_path: Path) -> None:
     broken = tmp_path / "broken.csv"
     broken.write_text("date,amount_usd\n2026-10-18,1\n")
-    embedded.loader("bills", str(BILLS / "other-providers.csv"), str(broken), expect=2)
-    assert not Path(embedded.env["CHDB_PATH"]).exists()
+    project.loader("bills", str(BILLS / "other-providers.csv"), str(broken), expect=2)
+    assert not Path(project.env["CHDB_PATH"]).exists()
 
 
-def test_the_bills_of_the_examples_differ_where_they_are_meant_to(embedded: Project) -> None:
-    embedded.loader("examples", expect=1)
-    embedded.loader("prices")
-    embedded.loader("billing", str(ROOT / "examples" / "subscriptions.csv"))
+def test_the_bills_of_the_examples_differ_where_they_are_meant_to(project: Project) -> None:
+    project.loader("examples", expect=1)
+    project.loader("prices")
+    project.loader("billing", str(ROOT / "examples" / "subscriptions.csv"))
     files = [str(path) for path in sorted(BILLS.iterdir())]
-    embedded.loader("bills", *files)
-    again = embedded.loader("bills", *files, "--json")
+    project.loader("bills", *files)
+    again = project.loader("bills", *files, "--json")
     assert json.loads(again.stdout) == {"periods": 0, "lines": 0, "periods_already_there": 62}
 
-    embedded.dbt("build", *MONEY)
-    differing = embedded.query(
+    project.dbt("build", *MONEY)
+    differing = project.query(
         "select usage_date, provider, model, class from provider_bill_reconciliation"
         " where level = 'model' and class != 'within_tolerance' and provider in"
         " ('openai', 'anthropic', 'cohere', 'groq', 'mistral', 'xai', 'google_ai')"
@@ -145,7 +145,7 @@ def test_the_bills_of_the_examples_differ_where_they_are_meant_to(embedded: Proj
         ("2026-10-27", "openai", "acme-support-v2"),
         ("2026-10-27", "openai", "gpt-4.1"),
     ]
-    (line,) = embedded.query(
+    (line,) = project.query(
         "select unit, theirs_usd, ours_usd from provider_bill_reconciliation"
         " where level = 'line_item' and class = 'price' and model = 'gpt-4.1'"
     )
@@ -153,17 +153,15 @@ def test_the_bills_of_the_examples_differ_where_they_are_meant_to(embedded: Proj
     assert Decimal(line["theirs_usd"]) == Decimal(line["ours_usd"]) * Decimal("1.25")
 
     # The bill comes again, corrected: of that day only the new one holds.
-    corrected = embedded.folder / "corrected.csv"
+    corrected = project.folder / "corrected.csv"
     corrected.write_text("date,provider,model,amount_usd\n2026-10-29,cohere,rerank-v3.5,0.5\n")
-    embedded.loader("bills", str(corrected))
+    project.loader("bills", str(corrected))
     day = "where provider = 'cohere' and usage_date = '2026-10-29'"
-    assert embedded.query(f"select toString(amount_usd) as usd from stg_bills__lines {day}") == [
+    assert project.query(f"select toString(amount_usd) as usd from stg_bills__lines {day}") == [
         {"usd": "0.5"}
     ]
     # The old file does not undo it, unless it is to.
-    embedded.loader("bills", str(BILLS / "other-providers.csv"))
-    assert embedded.value(f"select toString(sum(amount_usd)) from stg_bills__lines {day}") == "0.5"
-    embedded.loader("bills", str(BILLS / "other-providers.csv"), "--restate")
-    assert (
-        embedded.value(f"select toString(sum(amount_usd)) from stg_bills__lines {day}") == "0.042"
-    )
+    project.loader("bills", str(BILLS / "other-providers.csv"))
+    assert project.value(f"select toString(sum(amount_usd)) from stg_bills__lines {day}") == "0.5"
+    project.loader("bills", str(BILLS / "other-providers.csv"), "--restate")
+    assert project.value(f"select toString(sum(amount_usd)) from stg_bills__lines {day}") == "0.042"

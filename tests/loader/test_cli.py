@@ -88,54 +88,54 @@ def test_the_summary_is_one_line_on_stdout(embedded: Project, tmp_path: Path) ->
     assert f"llm.raw_traces at {embedded.env['CHDB_PATH']}" in done.stdout
 
 
-def test_rejects_are_listed_without_their_text(embedded: Project, tmp_path: Path) -> None:
+def test_rejects_are_listed_without_their_text(project: Project, tmp_path: Path) -> None:
     file = write(tmp_path / "a.ndjson", [TRACES[0], '{"secret":1}', "\x1b[31m" + "é" * 500])
-    land(embedded, file, expect=1)
-    plain = embedded.loader("rejects").stdout
+    land(project, file, expect=1)
+    plain = project.loader("rejects").stdout
     assert f"{file}:2: unknown_format: " in plain
     assert f"{file}:3: not_json: " in plain
     assert "secret" not in plain
-    shown = embedded.loader("rejects", "--show").stdout
+    shown = project.loader("rejects", "--show").stdout
     assert "secret" in shown
     assert "\x1b" not in shown
-    (newest,) = embedded.loader("rejects", "--json", "--show", "--limit", "1").stdout.splitlines()
+    (newest,) = project.loader("rejects", "--json", "--show", "--limit", "1").stdout.splitlines()
     assert len(json.loads(newest)["head"]) <= 200
-    assert len(embedded.loader("rejects", "--json").stdout.splitlines()) == 2
-    raw = embedded.value("select raw from llm.raw_rejects where line = 3")
+    assert len(project.loader("rejects", "--json").stdout.splitlines()) == 2
+    raw = project.value("select raw from llm.raw_rejects where line = 3")
     assert raw == "\x1b[31m" + "é" * 500
 
 
-def test_standard_input_needs_no_argument(embedded: Project) -> None:
+def test_standard_input_needs_no_argument(project: Project) -> None:
     lines = "\n".join(TRACES) + "\n"
-    assert "landed 3 traces" in embedded.loader(stdin=lines).stdout
-    assert "3 already there" in embedded.loader("-", stdin=lines).stdout
-    assert embedded.query("select source from llm.raw_batches") == [{"source": "stdin"}]
+    assert "landed 3 traces" in project.loader(stdin=lines).stdout
+    assert "3 already there" in project.loader("-", stdin=lines).stdout
+    assert project.query("select source from llm.raw_batches") == [{"source": "stdin"}]
 
 
-def test_nothing_to_land_is_no_error(embedded: Project, tmp_path: Path) -> None:
+def test_nothing_to_land_is_no_error(project: Project, tmp_path: Path) -> None:
     (tmp_path / "empty.ndjson").write_bytes(b"")
-    assert land(embedded, tmp_path / "empty.ndjson")["batches"] == 0
-    assert "landed 0 traces" in embedded.loader(stdin="").stdout
+    assert land(project, tmp_path / "empty.ndjson")["batches"] == 0
+    assert "landed 0 traces" in project.loader(stdin="").stdout
 
 
-def test_a_folder_with_packed_files(embedded: Project, tmp_path: Path) -> None:
+def test_a_folder_with_packed_files(project: Project, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     write(folder / "a.ndjson", TRACES[:1])
     (folder / "b.ndjson.gz").write_bytes(gzip.compress((TRACES[1] + "\r\n").encode()))
     (folder / "c.ndjson").symlink_to(folder / "a.ndjson")
-    done = embedded.loader(str(folder))
+    done = project.loader(str(folder))
     assert "landed 2 traces" in done.stdout
     assert "skipped" in done.stderr
     assert "c.ndjson" in done.stderr
 
 
-def test_a_record_above_the_limit_is_kept_as_a_reject(embedded: Project, tmp_path: Path) -> None:
+def test_a_record_above_the_limit_is_kept_as_a_reject(project: Project, tmp_path: Path) -> None:
     long = '{"request_json":"' + "é" * 1_000_000 + '"}'
     file = write(tmp_path / "a.ndjson", [TRACES[0], long, TRACES[1]])
-    summary = land(embedded, file, "--max-record-mb", 1, expect=1)
+    summary = land(project, file, "--max-record-mb", 1, expect=1)
     assert (summary["rows"], summary["reasons"]) == (2, {"too_large": 1})
-    kept = embedded.query(
+    kept = project.query(
         "select raw = {long:String} as same, detail from llm.raw_rejects", long=long
     )
     assert kept[0]["same"] == 1
@@ -175,20 +175,20 @@ def test_an_unknown_option_is_a_usage_error(embedded: Project) -> None:
 
 
 def test_a_file_that_ends_early_fails_after_landing_what_there_is(
-    embedded: Project, tmp_path: Path
+    project: Project, tmp_path: Path
 ) -> None:
     packed = gzip.compress(("\n".join(TRACES) + "\n").encode())
     (tmp_path / "a.ndjson.gz").write_bytes(packed[:-4])
     write(tmp_path / "b.ndjson", TRACES[:1])
-    done = embedded.loader(str(tmp_path / "a.ndjson.gz"), str(tmp_path / "b.ndjson"), expect=2)
+    done = project.loader(str(tmp_path / "a.ndjson.gz"), str(tmp_path / "b.ndjson"), expect=2)
     assert "landed 4 traces" in done.stdout
     assert "a.ndjson.gz: the gzip stream ends early" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_get_before_dbt_says_what_to_do(embedded: Project, tmp_path: Path) -> None:
-    land(embedded, write(tmp_path / "a.ndjson", TRACES))
-    done = embedded.loader("get", "s1", "--organization", "o", expect=2)
+def test_get_before_dbt_says_what_to_do(project: Project, tmp_path: Path) -> None:
+    land(project, write(tmp_path / "a.ndjson", TRACES))
+    done = project.loader("get", "s1", "--organization", "o", expect=2)
     assert "run `dbt build` first" in done.stderr
 
 
@@ -250,11 +250,11 @@ def test_the_store_is_for_its_owner_only(embedded: Project, tmp_path: Path) -> N
     assert stat.S_IMODE(Path(embedded.env["CHDB_PATH"]).stat().st_mode) == 0o700
 
 
-def test_init_makes_the_tables_and_may_be_repeated(embedded: Project) -> None:
+def test_init_makes_the_tables_and_may_be_repeated(project: Project) -> None:
     for _ in range(2):
-        embedded.loader("init")
-    assert json.loads(embedded.loader("status", "--json").stdout)["landed"]["rows"] == 0
-    assert embedded.value(
+        project.loader("init")
+    assert json.loads(project.loader("status", "--json").stdout)["landed"]["rows"] == 0
+    assert project.value(
         "select groupArray(name) from (select name from system.tables"
         " where database = 'llm' order by name)"
     ) == ["raw_batches", "raw_rejects", "raw_traces"]

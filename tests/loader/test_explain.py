@@ -41,8 +41,7 @@ def costs(project: Project) -> list[dict[str, object]]:
     )
 
 
-def test_costs_follow_traces_once_and_are_explained(embedded: Project, tmp_path: Path) -> None:
-    project = embedded
+def test_costs_follow_traces_once_and_are_explained(project: Project, tmp_path: Path) -> None:
     project.loader("prices")
     project.dbt("seed")
     first = [record(number) for number in range(3)] + [record(3, model="no-such-model")]

@@ -31,10 +31,10 @@ HOSTILE = "s' or 1=1 -- %_\\"
 
 
 @pytest.fixture
-def project(embedded: Project) -> Project:
-    embedded.loader("init")
+def project(project: Project) -> Project:
+    project.loader("init")
     for statement in (TABLE, *BESIDE):
-        embedded.query(statement)
+        project.query(statement)
     rows = [
         ("old", "o", "s", "{}", "{}", 1),
         ("new", "o", "s", '{"a": 1.0}', "[1]", 2),
@@ -43,13 +43,13 @@ def project(embedded: Project) -> Project:
         ("hostile", "o", HOSTILE, "null", '"\\ud800"', 1),
     ]
     tuples = ", ".join(f"({{t{index}:Array(String)}}, {row[-1]})" for index, row in enumerate(rows))
-    embedded.query(
+    project.query(
         "insert into llm.llm_traces (id, organization_id, step_id, request_json,"
         " response_json, created_at) select row.1[1], row.1[2], row.1[3], row.1[4], row.1[5],"
         f" toDateTime64('2026-11-01', 6, 'UTC') + row.2 from (select arrayJoin([{tuples}]) as row)",
         **{f"t{index}": list(row[:-1]) for index, row in enumerate(rows)},
     )
-    return embedded
+    return project
 
 
 def get(project: Project, step: str, organization: str) -> dict[str, object]:
@@ -89,5 +89,5 @@ def test_another_organization_has_no_such_step(
     assert "no trace of step" in done.stderr
 
 
-def test_an_organization_must_be_named(embedded: Project) -> None:
-    assert "--organization" in embedded.loader("get", "s", expect=2).stderr
+def test_an_organization_must_be_named(project: Project) -> None:
+    assert "--organization" in project.loader("get", "s", expect=2).stderr

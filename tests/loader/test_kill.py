@@ -12,11 +12,11 @@ from tests.support.project import Project
 KILLS = int(os.environ.get("TOKENLEDGER_TEST_KILLS", "8"))
 
 
-def test_a_killed_loader_is_finished_by_the_next(embedded: Project, tmp_path: Path) -> None:
+def test_a_killed_loader_is_finished_by_the_next(project: Project, tmp_path: Path) -> None:
     seed = int(os.environ.get("TOKENLEDGER_TEST_SEED", str(random.randrange(10**9))))
     chance = random.Random(seed)
     print(f"seed {seed}")
-    embedded.env["TOKENLEDGER_BATCH_LINES"] = "50"
+    project.env["TOKENLEDGER_BATCH_LINES"] = "50"
     path = tmp_path / "a.ndjson"
     path.touch()
     written: list[str] = []
@@ -30,14 +30,14 @@ def test_a_killed_loader_is_finished_by_the_next(embedded: Project, tmp_path: Pa
         written += new
         with path.open("a") as file:
             file.write("\n".join(new) + "\n")
-        process = embedded.start_loader(str(path))
+        process = project.start_loader(str(path))
         time.sleep(chance.uniform(0.2, 1.2))
         process.kill()
         process.communicate()
-    embedded.loader(str(path), expect=None)
-    again = embedded.loader(str(path))
+    project.loader(str(path), expect=None)
+    again = project.loader(str(path))
     assert "landed 0 traces" in again.stdout
-    rows = embedded.query(
+    rows = project.query(
         "select request_json as text from llm.raw_traces union all select raw from llm.raw_rejects"
     )
     wanted = [
@@ -47,7 +47,7 @@ def test_a_killed_loader_is_finished_by_the_next(embedded: Project, tmp_path: Pa
         for line in written
     ]
     assert sorted(row["text"] for row in rows) == sorted(wanted)
-    ledger = embedded.query(
+    ledger = project.query(
         "select count() as batches, uniqExact(batch_id) as ids, sum(lines) as lines,"
         " sum(`rows` + rejects) as kept from llm.raw_batches"
     )[0]

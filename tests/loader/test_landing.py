@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,16 @@ from loader.formats import Buffer, Framer
 from loader.landing import Summary, land_batch, land_source
 from loader.settings import Settings
 from loader.sources import Source, Stream
-from loader.store import Store, open_store
+from loader.store import Store
 
 FRAMER = Framer.from_file()
 LINES = b'{"request_json":1}\n{"request_json":2,"id":"a"}\nx\n[]\n{"request_json":3}\n'
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    settings = Settings(chdb_path=tmp_path_factory.mktemp("store") / "warehouse")
-    with open_store(settings) as opened:
-        opened.ensure_raw_tables()
-        yield opened
+@pytest.fixture
+def store(opened_store: Store) -> Store:
+    opened_store.ensure_raw_tables()
+    return opened_store
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +140,7 @@ class Flaky(Store):
 
     def __init__(self, store: Store, faults: Sequence[str], code: int | None = None) -> None:
         super().__init__(store._client, store.settings)
-        self.is_embedded = True
+        self.is_really_embedded = self.is_embedded
         self.faults = list(faults)
         self.code = code
         self.inserts = 0
@@ -151,7 +149,7 @@ class Flaky(Store):
         self.inserts += 1
         fault = self.faults.pop(0) if self.faults else "none"
         if fault != "before":
-            self.is_embedded = True
+            self.is_embedded = self.is_really_embedded
             super().insert_binary(*args, **kwargs)
         self.is_embedded = False
         if fault != "none":

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from datetime import date, time
 from decimal import Decimal
 from types import SimpleNamespace
@@ -17,8 +16,7 @@ import pytest
 from loader import prices
 from loader.errors import UsageError
 from loader.prices import PriceBook, PriceBookError, diff_books, land_book, read_book
-from loader.settings import Settings
-from loader.store import Store, open_store
+from loader.store import Store
 
 UNITS = {
     "input_tokens": {"per": 1_000_000, "price_key": "input_mtok"},
@@ -58,12 +56,10 @@ def tiered(base: str, *tiers: tuple[int, str]) -> SimpleNamespace:
     return SimpleNamespace(base=Decimal(base), tiers=steps)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    settings = Settings(chdb_path=tmp_path_factory.mktemp("prices") / "warehouse")
-    with open_store(settings) as opened:
-        opened.ensure_tables("landing/price_tables.sql", "price_tables_ddl", prices.TABLES)
-        yield opened
+@pytest.fixture
+def store(opened_store: Store) -> Store:
+    opened_store.ensure_tables("landing/price_tables.sql", "price_tables_ddl", prices.TABLES)
+    return opened_store
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from loader.landing import Summary, land_source, place_batch
 from loader.replay import replay_rejects
 from loader.settings import Settings
 from loader.sources import find_sources
-from loader.store import Store, open_store
+from loader.store import Store
 from loader.verbs.rejects import count_open, list_rejects
 from loader.verbs.status import collect_status
 from tests.support.project import Project
@@ -37,19 +36,12 @@ LINES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    settings = Settings(chdb_path=tmp_path_factory.mktemp("store") / "warehouse")
-    with open_store(settings) as found:
-        found.ensure_raw_tables()
-        yield found
-
-
 @pytest.fixture
-def store(opened: Store) -> Store:
+def store(opened_store: Store) -> Store:
+    opened_store.ensure_raw_tables()
     for table in ("raw_traces", "raw_rejects", "raw_batches"):
-        opened.command(f"truncate table {opened.table(table)}")
-    return opened
+        opened_store.command(f"truncate table {opened_store.table(table)}")
+    return opened_store
 
 
 def land(store: Store, path: Path, text: str, framer: Framer = OLD) -> None:
@@ -218,7 +210,7 @@ def test_bytes_that_are_no_text_are_kept(store: Store, tmp_path: Path) -> None:
     assert kept == [(1, "FF00626164")]
 
 
-def test_the_command_survives_kills(embedded: Project, tmp_path: Path) -> None:
+def test_the_command_survives_kills(project: Project, tmp_path: Path) -> None:
     """Records above a limit, replayed without it, killed at moments of chance."""
     chance = random.Random(5)
     path = tmp_path / "a.ndjson"
@@ -229,23 +221,23 @@ def test_the_command_survives_kills(embedded: Project, tmp_path: Path) -> None:
         )
     )
     small = {"TOKENLEDGER_MAX_RECORD_BYTES": "100", "TOKENLEDGER_BATCH_LINES": "10"}
-    usual = dict(embedded.env)
-    embedded.env |= small
-    embedded.loader(str(path), expect=1)
-    embedded.env = usual
+    usual = dict(project.env)
+    project.env |= small
+    project.loader(str(path), expect=1)
+    project.env = usual
     for _ in range(2):
-        process = embedded.start_loader("rejects", "--replay")
+        process = project.start_loader("rejects", "--replay")
         time.sleep(chance.uniform(0.4, 1.2))
         process.kill()
         process.communicate()
-    embedded.loader("rejects", "--replay", expect=1)
-    done = json.loads(embedded.loader("rejects", "--replay", "--json", expect=1).stdout)
+    project.loader("rejects", "--replay", expect=1)
+    done = json.loads(project.loader("rejects", "--replay", "--json", expect=1).stdout)
     assert (done["rows"], done["rejects"]) == (0, 120)
-    found = embedded.query(
+    found = project.query(
         "select count() as found, uniqExact(envelope_json) as ids from llm.raw_traces"
     )[0]
     assert (found["found"], found["ids"]) == (120, 120)
-    lines = embedded.loader("rejects", "--limit", "1000").stdout.splitlines()
+    lines = project.loader("rejects", "--limit", "1000").stdout.splitlines()
     assert len(lines) == len(set(lines)) == 120
     assert all(": not_json: " in line for line in lines)
     assert f"{path}:2: not_json" in "\n".join(lines)

@@ -59,7 +59,8 @@ class Project:
         """Start a command in the project's root and return its process."""
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         env = self.env
-        if str(DBT) in command and (parsed := parsed_for(ROOT, DBT, command, env)):
+        is_parsing = str(DBT) in command and "debug" not in command
+        if is_parsing and (parsed := parsed_for(ROOT, DBT, command, env)):
             env = env | {"DBT_PARTIAL_PARSE_FILE_PATH": str(parsed)}
         return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **(pipes | options))
 

@@ -6,11 +6,19 @@ with it the path's lock, goes when the last handle closes.
 """
 
 import os
+import re
 import threading
 from typing import Any
 
 import clickhouse_connect
-from chdb_lock import Holder, StoreLockedError, StorePathError, open_store
+from chdb_lock import (
+    Holder,
+    StoreFullError,
+    StoreLockedError,
+    StorePathError,
+    open_store,
+    require_space,
+)
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from clickhouse_connect.driver.query import QueryResult
@@ -19,10 +27,17 @@ from dbt.adapters.clickhouse.httpclient import ChHttpClient
 from dbt.adapters.clickhouse.logger import logger
 from dbt.adapters.clickhouse.query import quote_identifier
 from dbt.adapters.exceptions import FailedToConnectError
+from dbt_common.exceptions import DbtDatabaseError
 
 # A dropped table leaves the disk at once. The engine's default, after eight minutes, is longer than
 # a run: the tables that dbt swaps out would lie there until a later run.
 _ENGINE_OPTIONS = {"database_atomic_delay_before_drop_table_sec": "0"}
+
+# What writes, behind the comments that dbt puts before a statement.
+_WRITES = re.compile(
+    r"\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*(?:create|alter|rename|exchange|insert|attach|optimize)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 _exchange_lock = threading.Lock()
 _exchange_results: dict[tuple[str, str], bool] = {}
@@ -54,6 +69,7 @@ class ChdbClient(ChHttpClient):
         The engine answers an empty result with no bytes, so no columns. They are asked for again
         with LIMIT 0, which comes back with them.
         """
+        self._require_space(sql)
         result = super().query(sql, **kwargs)
         if result.column_names or result.row_count:
             return result
@@ -62,6 +78,18 @@ class ChdbClient(ChHttpClient):
         except DatabaseError:
             # Not a select (a command without an answer): there are no columns to name.
             return result
+
+    def command(self, sql: str, **kwargs: Any) -> Any:
+        """Run a statement that has no rows to return, if there is room for what it writes."""
+        self._require_space(sql)
+        return super().command(sql, **kwargs)
+
+    def _require_space(self, sql: str) -> None:
+        if _WRITES.match(sql):
+            try:
+                require_space(self._path)
+            except StoreFullError as error:
+                raise DbtDatabaseError(str(error)) from error
 
     def cancel(self) -> None:
         """Stop what this client is running, and close it.

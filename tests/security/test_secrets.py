@@ -1,0 +1,125 @@
+"""What nobody is to see: passwords and payloads are in no log, message or --json, at any level."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loader.cli import VERBS
+from tests.support.http_front import Front
+from tests.support.project import Project
+from tests.test_pipeline import record
+
+PASSWORD = "pa55word-%7B'x"
+PAYLOAD = "payload-7f3e9c"
+
+# The command line with every logger of Python turned up to its loudest.
+LOUD = (
+    "import logging, sys\n"
+    "logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)\n"
+    "from loader.cli import main\n"
+    "sys.exit(main(sys.argv[1:]))\n"
+)
+
+
+@pytest.fixture(params=["embedded", "server"])
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
+    if request.param == "embedded":
+        yield request.getfixturevalue("embedded")
+        return
+    with Front(tmp_path / "server", user="ledger", password=PASSWORD) as front:
+        yield Project(tmp_path / "project", front.env())
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Give records and rejects, each of which holds the payload."""
+    said = {"messages": [{"role": "user", "content": PAYLOAD}]}
+    lines = [
+        *(
+            json.dumps(record(number, request_json=said, response_json={"text": PAYLOAD}))
+            for number in range(20)
+        ),
+        f'{{"cut": "{PAYLOAD}',
+        f'"{PAYLOAD}"',
+        f'{{"request_json": {{"{PAYLOAD}": tru}}}}',
+        json.dumps({PAYLOAD: 1}),
+    ]
+    path = tmp_path / "a.ndjson"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def loud(project: Project, *arguments: str) -> str:
+    """Run a verb as loudly as it goes; return all that it said."""
+    process = project.start(sys.executable, "-c", LOUD, *arguments)
+    stdout, stderr = process.communicate(timeout=300)
+    return stdout + stderr
+
+
+def test_neither_payload_nor_password_is_said(project: Project, file: Path, tmp_path: Path) -> None:
+    project.env["TOKENLEDGER_DEBUG"] = "1"
+    spool = tmp_path / "spool"
+    said = [
+        loud(project, str(file), "--json"),
+        loud(project, str(file)),
+        loud(project, "status", "--json"),
+        loud(project, "rejects"),
+        loud(project, "rejects", "--json"),
+        loud(project, "rejects", "--replay"),
+        loud(project, "billing", str(file)),
+        loud(project, "bills", str(file)),
+        loud(project, "drain", str(spool)),
+        loud(project, "get", "nothing", "--organization", "org-1"),
+    ]
+    assert "DEBUG" in "".join(said) or "CHDB_PATH" in project.env
+    assert '"rejects": 4' in said[0]
+    dbt = project.dbt(
+        *("run", "--select", "+llm_traces", "+transformed_batches"),
+        *("--log-level", "debug", "--log-level-file", "debug"),
+    )
+    said += [dbt.stdout, dbt.stderr]
+    assert project.value("select count() from llm_traces") == 20
+    logs = b"".join(path.read_bytes() for path in project.folder.rglob("*") if path.is_file())
+    text = "".join(said) + logs.decode(errors="replace")
+    assert PAYLOAD not in text
+    assert PASSWORD not in text
+
+
+def test_a_failing_server_is_told_of_without_them(tmp_path: Path, file: Path) -> None:
+    with Front(tmp_path / "server", user="ledger", password=PASSWORD) as front:
+        project = Project(tmp_path / "project", front.env())
+        project.env["TOKENLEDGER_DEBUG"] = "1"
+        project.loader("init")
+        said = []
+        for kind, status in (("answer", 500), ("drop", 500), ("truncate", 500)):
+            front.misbehave(kind, status=status, inserts=True, count=None)
+            said.append(loud(project, str(file), "--json"))
+            front.behave()
+        # What the engine itself says of rows that it cannot take.
+        project.query("alter table llm.raw_traces add constraint no check request_json = ''")
+        said.append(loud(project, str(file)))
+        project.query("alter table llm.raw_traces drop constraint no")
+        project.env["CLICKHOUSE_PASSWORD"] = PASSWORD + "wrong"
+        said.append(loud(project, str(file)))
+        done = project.dbt("--log-level", "debug", "run", "--log-level-file", "debug", expect=None)
+        assert done.returncode != 0
+        said += [done.stdout, done.stderr]
+        said += [path.read_text() for path in (project.folder / "logs").glob("*")]
+    for text in said:
+        assert PAYLOAD not in text
+        assert PASSWORD not in text
+
+
+def test_a_password_is_on_no_command_line() -> None:
+    """No verb takes one, so that none can be seen in the list of processes."""
+    for module, _ in VERBS.values():
+        parser = argparse.ArgumentParser()
+        importlib.import_module(module).add_arguments(parser)
+        assert "password" not in parser.format_help().lower()
