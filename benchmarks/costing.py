@@ -102,7 +102,8 @@ def run(folder: Path) -> Iterator[Section]:
     )
     empty: tuple[float, float] | None = None
     for before in (0, scaled(TRACES)):
-        project = Project(folder / f"{before}", {"CHDB_PATH": str(folder / f"{before}" / "store")})
+        place = folder / f"{before}"
+        project = Project(place, {"CHDB_PATH": str(place / "store"), "DBT_WRITE_JSON": "true"})
         project.loader("prices")
         project.dbt("seed")
         _fill(project, before, first_day=0, days=DAYS, salt=0)

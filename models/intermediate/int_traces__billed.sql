@@ -1,4 +1,5 @@
-{# one row per id among the pending batches: the parsed trace with the billing context it is charged under #}
+{# one row per id among the pending batches: the parsed trace with the billing context it is charged
+   under #}
 
 with
 

@@ -14,6 +14,9 @@
         query_settings={
             'throw_on_max_partitions_per_insert_block': 0,
             'max_insert_threads': 2,
+            'preferred_block_size_bytes': 16777216,
+            'merge_tree_min_rows_for_concurrent_read': 1000,
+            'merge_tree_min_bytes_for_concurrent_read': 16777216,
         },
         pre_hook=["{{ refuse_rebuild_of_retired() }}", "{{ reopen_batches() }}", "{{ mend_indexes() }}"],
         full_refresh=var('rebuild_llm_traces', false),
@@ -24,6 +27,10 @@
 {#- Why append and an anti-join, and no watermark: a run can be killed at any instant and repeated.
     Rows that a killed run had appended are found by their id; a batch counts as transformed only
     when transformed_batches has read every id of it back from here.
+
+    Query settings: rows are of kilobytes, and the engine's defaults are made for narrow ones. Blocks of
+    80 rows would spend their time on being handed from function to function, and a batch of less than
+    240 MB would be read by one thread.
 
     Keys and indexes, each for a query:
       order by (organization_id, created_at, id)  usage by organization and day; every read is by organization
