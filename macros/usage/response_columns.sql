@@ -48,6 +48,6 @@
     'error_class': "if(parse_is_error, " ~ error_class_of("concat('| ', ifNull(parse_error_type, ''), ' | ', ifNull(coalesce(parse_fault_inner.code, parse_fault_outer.code), ''), ' | ', ifNull(parse_error_message, ''), ' | ', ifNull(parse_fault_outer.status, ''), ' | ', extract(if(parse_is_error, parse_body, ''), '\"(?:[a-z_]*status_?(?:code)?|[a-zA-Z]*Status(?:Code)?|statusCode)\"\\\\s*:\\\\s*\"?([45][0-9]{2})\\\\b'), ' | ')") ~ ", null)",
     'finish_reason': "if(parse_finish = 'completed' and arrayLast(item -> item not in ('', 'reasoning'), parse_items) in ('function_call', 'custom_tool_call'), 'tool_calls', " ~ finish_reason_of(ending) ~ ")",
     'finish_reason_raw': ending,
-    'unrecognised_keys': 'if(' ~ counted_only ~ ', [], parse_unknown_keys)',
+    'unrecognised_keys': 'if(' ~ counted_only ~ ', [], arraySlice(parse_unknown_keys, 1, 100))',
 }) }}
 {% endmacro %}

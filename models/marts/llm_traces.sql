@@ -107,6 +107,7 @@ final as (
         error_class,
         finish_reason,
         finish_reason_raw,
+        unrecognised_keys,
         billing_source::LowCardinality(String) as billing_source,
 
         -- where the row comes from
