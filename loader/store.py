@@ -342,9 +342,15 @@ def render_statements(
     macro_file: str, macro: str, database: str, cluster: str | None = None
 ) -> list[str]:
     """Render a DDL macro of macros/ without dbt, and split it into statements."""
-    import jinja2
+    try:
+        import jinja2
 
-    source = (_MACROS / macro_file).read_text()
+        source = (_MACROS / macro_file).read_text()
+    except (ImportError, FileNotFoundError):
+        raise UsageError(
+            f"the tables of macros/{macro_file} are missing in the database {database}, and only "
+            "a checkout of the project can make them: run `python -m loader init` there first."
+        ) from None
     template = jinja2.Environment(autoescape=False).from_string(source)
     text = str(getattr(template.module, macro)(database, cluster))
     return [part.strip() for part in text.split(";;") if part.strip()]
