@@ -141,8 +141,7 @@ def _memory(folder: Path, sample: list[Any]) -> Section:
             f"A server writes {RATE} traces of {SIZE // 1000} KB a second, a drainer follows and "
             "finds no database. The spool holds half of what comes; the rest is refused and "
             "counted. What is stored is what the segments hold at the end, counted from outside. "
-            "Early is a tenth of the time, 6 s at least: the drainer holds its first batch then. The "
-            "ratio is the end against it."
+            "Early is at a tenth of the time, or 6 s: the drainer holds its first batch then."
         ),
     )
     limit = int(AWAY_SECONDS * RATE * SIZE / 2)
@@ -159,10 +158,11 @@ def _memory(folder: Path, sample: list[Any]) -> Section:
     processes = {"server": os.getpid(), "drainer": drainer.pid}
     seen: dict[str, list[float]] = {name: [] for name in processes}
     logging.getLogger("tokenledger.backend").setLevel(logging.CRITICAL)
+    early = max(AWAY_SECONDS / 10, min(6, AWAY_SECONDS / 2))
     written, begun = 1, time.perf_counter()
     try:
         while (passed := time.perf_counter() - begun) < AWAY_SECONDS:
-            if passed > max(AWAY_SECONDS / 10, min(6, AWAY_SECONDS / 2)) and written % (RATE // 4) == 0:
+            if passed > early and written % (RATE // 4) == 0:
                 for name, process in processes.items():
                     seen[name].append(_resident_mb(process))
             backend.create_sync(None, sample[written % len(sample)])
