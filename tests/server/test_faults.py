@@ -26,6 +26,8 @@ from loader.spool import spool_status
 from tests.support.http_front import Front
 from tests.support.project import ROOT, Project
 
+# A killed run leaves its lock, which is taken over after a while.
+RUN = ("run", "--select", "+transformed_batches", "--vars", '{"run_lock_stale_seconds": 3}')
 USAGE = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
 
 
@@ -179,7 +181,7 @@ def test_every_fault_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             load.clock = ()
 
         def kill_dbt() -> None:
-            dbt = project.start_dbt("run", "--select", "+transformed_batches")
+            dbt = project.start_dbt(*RUN)
             deadline = time.monotonic() + 60
             while b"int_traces__parsed" not in line_of(dbt) and time.monotonic() < deadline:
                 pass
@@ -216,7 +218,7 @@ def test_every_fault_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             if may_mount:
                 subprocess.run(["umount", "-l", str(spool)], capture_output=True)
                 subprocess.run(["umount", "-l", str(disk)], capture_output=True)
-        project.dbt("run", "--select", "+transformed_batches")
+        project.dbt(*RUN)
         rows = Counter(row["id"] for row in project.query("select id from llm.llm_traces"))
         reasons = {
             row["reason"] for row in project.query("select distinct reason from llm.raw_rejects")
