@@ -310,7 +310,8 @@ def open_store(settings: Settings, on_wait: Callable[[str], None] | None = None)
     try:
         return Store(open_chdb(path, opener, settings.lock_timeout, tell), settings)
     except ChdbLockedError as error:
-        raise StoreLockedError(str(error)) from None
+        limit = f"TOKENLEDGER_LOCK_TIMEOUT, now {settings.lock_timeout:g} s"
+        raise StoreLockedError(f"{str(error).rstrip('.')} ({limit}).") from None
     except StorePathError as error:
         raise StoreError(str(error)) from None
     except ClientError as error:
