@@ -122,7 +122,7 @@ class _Budget:
         self.limit = limit
         self.used = 0
         self.over: object | None = None
-        self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[object, int, asyncio.Future[None]]] = deque()
 
     @property
     def is_crowded(self) -> bool:
@@ -134,30 +134,37 @@ class _Budget:
         When all memory is held by half records, the first in line may pass the limit and finish
         its own, or nobody ever would.
         """
-        while self.used + size > self.limit and self.over is not who:
-            if self.over is None:
-                self.over = who
-                break
-            future = asyncio.get_running_loop().create_future()
-            entry = (who, future)
-            self._waiting.append(entry)
-            try:
-                await future
-            finally:
-                if entry in self._waiting:
-                    self._waiting.remove(entry)
-        self.used += size
+        if self.over is who:
+            self.used += size
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((who, size, future))
+        self._grant()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                self.give_back(who, size)  # it was given, and nobody came to take it
+            raise
 
     def give_back(self, who: object, size: int) -> None:
-        """Return memory; whoever waits looks again."""
+        """Return memory; whoever waits and may have it now gets it."""
         self.used -= size
         if self.over is who:
             self.over = None
+        self._grant()
+
+    def _grant(self) -> None:
         while self._waiting:
-            _, future = self._waiting.popleft()
+            who, size, future = self._waiting[0]
             if not future.done():
+                if self.used + size > self.limit:
+                    if self.over is not None:
+                        return
+                    self.over = who
+                self.used += size
                 future.set_result(None)
-                break
+            self._waiting.popleft()
 
 
 class Listener:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from loader.listener import Listener, ListenerOptions, SocketError
+from loader.listener import Listener, ListenerOptions, SocketError, _Budget
 from loader.spool import REJECT, Frame, decode_reject, read_frames
 from loader.writer import Writer, WriterOptions
 from tests.support.project import ROOT
@@ -206,6 +206,32 @@ def test_memory_is_shared_out_and_all_get_through(tmp_path: Path) -> None:
     assert max(budgets) < 3_500_000, "the limit, and one record beyond"
     assert max(budgets) > 900_000
     assert listener._budget.used == 0
+
+
+def test_memory_that_is_free_is_given_to_all_it_is_enough_for() -> None:
+    """One large holder leaves, and all small ones go on: none waits for the next to leave."""
+
+    async def main() -> None:
+        budget = _Budget(100)
+        await budget.take("large", 90)
+        await budget.take("over", 50)
+        assert budget.over == "over"
+        small = [asyncio.create_task(budget.take(each, 10)) for each in "abcde"]
+        gone = asyncio.create_task(budget.take("gone", 10))
+        await asyncio.sleep(0)
+        assert budget.is_crowded
+        gone.cancel()
+        budget.give_back("large", 90)
+        await asyncio.wait_for(asyncio.gather(*small), 5)
+        assert (budget.used, budget.is_crowded) == (100, False)
+        waiting = asyncio.create_task(budget.take("late", 10))
+        await asyncio.sleep(0)
+        budget.give_back("over", 50)
+        waiting.cancel()  # it was given its share, and is cut before it knows
+        await asyncio.wait({waiting, gone})
+        assert (budget.used, budget.over) == (50, None)
+
+    asyncio.run(main())
 
 
 def test_who_stands_still_in_the_way_of_others_is_cut(tmp_path: Path) -> None:
