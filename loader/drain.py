@@ -77,6 +77,7 @@ _LOCK_SLICE_SECONDS = 2.0
 # process (chDB 4.4); so a process that follows begins anew after so many.
 _OPENINGS = 32
 _TOTALS = "TOKENLEDGER_DRAIN_TOTALS"
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -465,6 +466,7 @@ class Drainer:
     def _land(self, claim: _Claim) -> None:
         """Land one batch; with `follow`, try until it is landed or the drainer is stopped."""
         backoff = _FIRST_BACKOFF_SECONDS
+        patience_ends: float | None = time.monotonic() + self.settings.lock_timeout
         error: LoaderError | OSError
         batch: Batch | None = None
         while True:
@@ -481,7 +483,11 @@ class Drainer:
                 if not self.options.follow:
                     raise error from None
                 if isinstance(error, StoreLockedError):
-                    # Somebody else's turn, no failure: opening has waited for it already.
+                    # Somebody else's turn, no failure: opening has waited for it already. But who
+                    # never leaves is told of, once a batch.
+                    if patience_ends is not None and time.monotonic() > patience_ends:
+                        patience_ends = None
+                        self._tell(f"{error} (waiting on, batch {claim.name} is kept)")
                     if self._stop.wait(_POLL_SECONDS):
                         return
                     continue
@@ -669,11 +675,15 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     # The driver would tell of each failure in words of its own, before ours.
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPPING:
         signal.signal(number, on_signal)
+    # A process that this one replaces leaves them blocked, so that none is lost in between.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     summary = drainer.run()
-    if drainer.is_worn and not drainer.is_stopped:
-        _begin_anew(summary)
+    if drainer.is_worn:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        if not drainer.is_stopped:
+            _begin_anew(summary)
     print(_as_json(summary) if args.json else _as_text(summary))
     return 1 if summary.rejects else 0
 

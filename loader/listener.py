@@ -20,6 +20,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -121,7 +122,7 @@ class _Budget:
         self.limit = limit
         self.used = 0
         self.over: object | None = None
-        self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[object, int, asyncio.Future[None]]] = deque()
 
     @property
     def is_crowded(self) -> bool:
@@ -133,30 +134,37 @@ class _Budget:
         When all memory is held by half records, the first in line may pass the limit and finish
         its own, or nobody ever would.
         """
-        while self.used + size > self.limit and self.over is not who:
-            if self.over is None:
-                self.over = who
-                break
-            future = asyncio.get_running_loop().create_future()
-            entry = (who, future)
-            self._waiting.append(entry)
-            try:
-                await future
-            finally:
-                if entry in self._waiting:
-                    self._waiting.remove(entry)
-        self.used += size
+        if self.over is who:
+            self.used += size
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((who, size, future))
+        self._grant()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                self.give_back(who, size)  # it was given, and nobody came to take it
+            raise
 
     def give_back(self, who: object, size: int) -> None:
-        """Return memory; whoever waits looks again."""
+        """Return memory; whoever waits and may have it now gets it."""
         self.used -= size
         if self.over is who:
             self.over = None
+        self._grant()
+
+    def _grant(self) -> None:
         while self._waiting:
-            _, future = self._waiting.popleft()
+            who, size, future = self._waiting[0]
             if not future.done():
+                if self.used + size > self.limit:
+                    if self.over is not None:
+                        return
+                    self.over = who
+                self.used += size
                 future.set_result(None)
-                break
+            self._waiting.popleft()
 
 
 class Listener:
@@ -269,7 +277,7 @@ class Listener:
     async def _store(self, record: bytes) -> None:
         try:
             await self.writer.write_async(record)
-        except SpoolError as error:
+        except Exception as error:  # whatever it was: a record that is lost is counted
             self._refused(error)
         else:
             self.counts.records += 1
@@ -282,11 +290,12 @@ class Listener:
         except SpoolError as error:
             self._refused(error)
 
-    def _refused(self, error: SpoolError) -> None:
+    def _refused(self, error: Exception) -> None:
         self.counts.refused += 1
         if not self._has_told:
             self._has_told = True
-            _log.error("a record is lost: %s (told once; counted as refused)", error)
+            what = error if isinstance(error, SpoolError) else type(error).__name__
+            _log.error("a record is lost: %s (told once; counted as refused)", what)
 
 
 class _Peer:
@@ -435,6 +444,7 @@ def _is_whole(raw: bytes) -> bool:
 
 def _guard(path: Path) -> int:
     """Take the lock beside the socket, so that of two listeners starting at once one gives way."""
+    _check_is_socket(path)
     lock = path.with_name(path.name + ".lock")
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -453,17 +463,26 @@ def _guard(path: Path) -> int:
     return descriptor
 
 
+def _check_is_socket(path: Path) -> bool:
+    """Tell whether a socket is there; raise if anything else is."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    if not stat.S_ISSOCK(found.st_mode):
+        raise SocketError(f"{path}: is there and no socket: remove it, or choose another path")
+    return True
+
+
 def _bind(path: Path) -> socket.socket:
     """Make the socket file, in place of a stale one."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise SocketError(f"{path}: is there and no socket: remove it, or choose another path")
+    if _check_is_socket(path):
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            path.unlink()
+            path.unlink(missing_ok=True)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise SocketError(
@@ -534,11 +553,20 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if args.max_memory_mb < 1:
         raise UsageError("--max-memory-mb is to be above 0.")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    _allow_many_files()
     options = ListenerOptions(shared_bytes=args.max_memory_mb * MEBIBYTE)
     with Writer(args.spool, WriterOptions.from_environment()) as writer:
         counts = asyncio.run(_listen(args.socket, writer, options))
     _print(counts)
     return 1 if counts.refused else 0
+
+
+def _allow_many_files() -> None:
+    """Raise this process's limit of open files to what it may be: each peer is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _listen(path: str, writer: Writer, options: ListenerOptions) -> ListenerCounts:

@@ -248,7 +248,10 @@ def open_spool(path: str | os.PathLike[str], *, create: bool) -> Path:
     try:
         found = os.lstat(spool)
     except OSError as error:
-        raise SpoolError(f"{spool}: no such spool directory ({error.strerror})") from None
+        raise SpoolError(
+            f"{spool}: no such spool directory ({error.strerror}): name the one that the servers "
+            "write to; the first of them makes it"
+        ) from None
     if stat.S_ISLNK(found.st_mode):
         raise SpoolError(f"{spool}: is a symbolic link: name the directory itself")
     if not stat.S_ISDIR(found.st_mode):

@@ -327,7 +327,8 @@ def open_store(settings: Settings, on_wait: Callable[[str], None] | None = None)
     try:
         return Store(open_chdb(path, opener, settings.lock_timeout, tell), settings)
     except ChdbLockedError as error:
-        raise StoreLockedError(str(error)) from None
+        limit = f"TOKENLEDGER_LOCK_TIMEOUT, now {settings.lock_timeout:g} s"
+        raise StoreLockedError(f"{str(error).rstrip('.')} ({limit}).") from None
     except StorePathError as error:
         raise StoreError(str(error)) from None
     except ClientError as error:
@@ -359,9 +360,15 @@ def render_statements(
     macro_file: str, macro: str, database: str, cluster: str | None = None
 ) -> list[str]:
     """Render a DDL macro of macros/ without dbt, and split it into statements."""
-    import jinja2
+    try:
+        import jinja2
 
-    source = (_MACROS / macro_file).read_text()
+        source = (_MACROS / macro_file).read_text()
+    except (ImportError, FileNotFoundError):
+        raise UsageError(
+            f"the tables of macros/{macro_file} are missing in the database {database}, and only "
+            "a checkout of the project can make them: run `python -m loader init` there first."
+        ) from None
     template = jinja2.Environment(autoescape=False).from_string(source)
     text = str(getattr(template.module, macro)(database, cluster))
     return [part.strip() for part in text.split(";;") if part.strip()]

@@ -34,7 +34,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from enum import Enum
@@ -69,7 +70,10 @@ MIB = 1024 * 1024
 FSYNC_POLICIES = ("never", "interval", "each")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PAUSE_MIN, _PAUSE_MAX = 0.005, 0.25
+# The directory is counted so often, and for a twentieth of the time at most: a spool that nobody
+# drains holds a file a second and process.
 _SCAN_EVERY = 0.5
+_SCAN_SHARE = 20
 # An event loop's tasks write for so long, and so many wait for the next turn, before others run.
 _TURN_SECONDS = 0.002
 _TURN_WRITES = 32
@@ -172,6 +176,8 @@ class WriterStats:
         Writes refused at a limit, after waiting or at once: these traces are lost to the ledger.
     failed : int
         Writes that failed otherwise (unusable directory, failed fsync, record too large).
+    removed : int
+        Records whose file somebody removed before it was finished: lost.
     fsyncs, fsync_failures, segments : int
         Calls of fsync that went well, and that did not; segments finished.
     """
@@ -181,6 +187,7 @@ class WriterStats:
     waited: int = 0
     refused: int = 0
     failed: int = 0
+    removed: int = 0
     fsyncs: int = 0
     fsync_failures: int = 0
     segments: int = 0
@@ -315,6 +322,27 @@ def to_mapping(value: Any) -> dict[str, Any] | None:
     return {name: getattr(value, name) for name in names} if names else None
 
 
+def _deep_mapping(value: Any) -> dict[str, Any] | None:
+    """Read an object's fields as `to_mapping` does, those of the models inside it too.
+
+    What a provider's client returns is such a model: given as a payload, its usage must stay one.
+    """
+    dump = getattr(value, "model_dump", None)
+    try:
+        if callable(dump) and not isinstance(value, (type, Mapping)):
+            try:
+                found = dump(warnings=False)
+            except TypeError:
+                found = dump()
+            if isinstance(found, Mapping):
+                return dict(found)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+    except Exception:
+        _log.debug("a %s cannot be dumped whole: its own fields are taken", type(value).__name__)
+    return to_mapping(value)
+
+
 def _stringify_keys(value: Any) -> Any:
     if isinstance(value, dict):
         return {
@@ -349,8 +377,8 @@ def encode_trace(trace: Any) -> bytes:
     ----------
     trace : mapping, object with fields, bytes or str
         Bytes and text are taken as a JSON record already, and kept as they are. Fields of other
-        values become keys; times in them become ISO 8601; objects in them (a billing context)
-        become objects. Inside, values that JSON cannot hold become text as by
+        values become keys; times in them become ISO 8601; objects in them (a billing context, a
+        client's response) become objects. Inside, values that JSON cannot hold become text as by
         ``json.dumps(default=str)``. Without a ``created_at`` the record gets the time of now.
 
     Returns
@@ -382,7 +410,7 @@ def encode_trace(trace: Any) -> bytes:
         if isinstance(value, (datetime, date)):
             record[name] = value.isoformat()
         elif not isinstance(value, (str, int, float, list, tuple)):
-            record[name] = to_mapping(value) or value
+            record[name] = _deep_mapping(value) or value
     if record.get("created_at") is None and "timestamp" not in record:
         record["created_at"] = datetime.now(UTC).isoformat()
     try:
@@ -442,13 +470,16 @@ class Writer:
         self._is_closed = False
         self._stats = WriterStats()
         self._in_flight = 0
-        self._groups: dict[int, _Group] = {}
+        self._groups: dict[asyncio.AbstractEventLoop, _Group] = {}
+        self._syncer: ThreadPoolExecutor | None = None
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn]
         self._turns = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._disk_bytes = 0
         self._disk_seen = float("-inf")
+        self._scan_took = 0.0
+        self._is_scanning = False
 
     # ------------------------------------------------------------------ what a caller uses
 
@@ -672,18 +703,39 @@ class Writer:
         return segment, segment.written
 
     def _check_disk(self, need: int) -> None:
-        if self._disk_bytes + need <= self.options.max_spool_bytes and (
-            time.monotonic() - self._disk_seen < _SCAN_EVERY
-        ):
+        """Refuse what would pass the limit; what others wrote is counted by the writer's thread."""
+        limit = self.options.max_spool_bytes
+        if self._disk_bytes + need <= limit and self._disk_seen != float("-inf"):
             return
-        if time.monotonic() - self._disk_seen >= 0.02:
-            self._disk_bytes = disk_bytes(self.spool)
-            self._disk_seen = time.monotonic()
-        if self._disk_bytes + need > self.options.max_spool_bytes:
-            raise _NoRoom(
-                f"the spool holds {self._disk_bytes} of at most "
-                f"{self.options.max_spool_bytes} bytes"
-            )
+        if time.monotonic() - self._disk_seen >= max(0.02, 4 * self._scan_took):
+            self._disk_bytes = self._scan()
+        if self._disk_bytes + need > limit:
+            raise _NoRoom(f"the spool holds {self._disk_bytes} of at most {limit} bytes")
+
+    def _scan(self) -> int:
+        """Count the bytes of the directory, and note what that took."""
+        begun = time.monotonic()
+        total = disk_bytes(self.spool)
+        self._disk_seen = time.monotonic()
+        self._scan_took = self._disk_seen - begun
+        return total
+
+    def _scan_aside(self) -> None:
+        """Count the directory while others write: what they write meanwhile counts on top."""
+        try:
+            before = self._disk_bytes
+            total = self._scan()
+            with self._lock:
+                self._disk_bytes = total + max(0, self._disk_bytes - before)
+        finally:
+            self._is_scanning = False
+
+    def _scan_if_due(self) -> None:
+        """Start counting the directory, in a thread: a sync must not wait for it."""
+        pause = max(_SCAN_EVERY, _SCAN_SHARE * self._scan_took)
+        if self._is_scanning or time.monotonic() - self._disk_seen < pause:
+            return
+        self._is_scanning = _start(self._scan_aside, "tokenledger-spool-size") is not None
 
     def _open_segment(self) -> _Segment:
         """Make and lock the next segment file. A drainer may take it before it is locked: again."""
@@ -710,10 +762,7 @@ class Writer:
                 raise
             self._disk_bytes += HEADER_BYTES
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._keep, name="tokenledger-spool", daemon=True
-                )
-                self._thread.start()
+                self._thread = _start(self._keep, "tokenledger-spool")
             self._wake.set()
             return segment
 
@@ -757,7 +806,12 @@ class Writer:
         if segment.synced >= end and segment.failure is None:
             return
         loop = asyncio.get_running_loop()
-        group = self._groups.setdefault(id(loop), _Group())
+        group = self._groups.get(loop)
+        if group is None:
+            # A loop may have been closed in the middle of a sync: it never ends its group.
+            for other in [each for each in list(self._groups) if each.is_closed()]:
+                self._groups.pop(other, None)
+            group = self._groups[loop] = _Group()
         future: asyncio.Future[None] = loop.create_future()
         group.waiting.append((segment, end, future))
         if not group.is_running:
@@ -767,6 +821,7 @@ class Writer:
 
     async def _sync_group(self, loop: asyncio.AbstractEventLoop, group: _Group) -> None:
         """Sync for all tasks that wait, again and again until none does."""
+        waiting: list[tuple[_Segment, int, asyncio.Future[None]]] = []
         try:
             while group.waiting:
                 waiting, group.waiting = group.waiting, []
@@ -776,7 +831,7 @@ class Writer:
                 failures: dict[int, OSError] = {}
                 for key, (segment, end) in ends.items():
                     try:
-                        await loop.run_in_executor(None, self._sync, segment, end)
+                        await self._sync_in_thread(loop, segment, end)
                     except OSError as error:
                         failures[key] = error
                 for segment, _, future in waiting:
@@ -789,9 +844,22 @@ class Writer:
                         future.set_exception(failure)
         finally:
             group.is_running = False
-            for _, _, future in group.waiting:
+            for _, _, future in [*waiting, *group.waiting]:
                 future.cancel()
-            self._groups.pop(id(loop), None)
+            self._groups.pop(loop, None)
+
+    async def _sync_in_thread(
+        self, loop: asyncio.AbstractEventLoop, segment: _Segment, end: int
+    ) -> None:
+        """Sync in a thread of the writer's own: the loop's may all be waiting for a store."""
+        if self._syncer is None:
+            self._syncer = ThreadPoolExecutor(1, "tokenledger-sync")
+        try:
+            done = loop.run_in_executor(self._syncer, self._sync, segment, end)
+        except RuntimeError:  # the interpreter ends, and takes no more work for threads
+            self._sync(segment, end)
+        else:
+            await done
 
     def _sync_failed(self, segment: _Segment, error: OSError) -> SpoolError:
         with self._lock:
@@ -820,6 +888,13 @@ class Writer:
                     self._sync_locked(segment)
                 segment.path.rename(segment.path.with_suffix(".ready"))
                 self._stats.segments += 1
+            except FileNotFoundError:
+                self._stats.removed += segment.records
+                _log.error(
+                    "%s: somebody removed it: its %d records are lost",
+                    segment.path,
+                    segment.records,
+                )
             except OSError as error:
                 _log.warning(
                     "%s: not finished (%s): a drainer takes it over",
@@ -849,6 +924,7 @@ class Writer:
                 if is_ours:
                     self._finish(segment)
                 continue
+            self._scan_if_due()
             if options.fsync == "interval":
                 left = min(left, window)
             time.sleep(left)
@@ -858,12 +934,6 @@ class Writer:
                     self._sync(segment, segment.written)
 
     # ------------------------------------------------------------------------------ fork
-
-    def _before_fork(self) -> None:
-        self._lock.acquire()
-
-    def _after_fork_in_parent(self) -> None:
-        self._lock.release()
 
     def _after_fork_in_child(self) -> None:
         """Leave the parent's segment to the parent: close it here, begin a stream of our own."""
@@ -893,12 +963,39 @@ def _write_all(segment: _Segment, head: bytes, payload: bytes) -> None:
     segment.written += total
 
 
+def _start(action: Callable[[], None], name: str) -> threading.Thread | None:
+    """Start a thread; None while the interpreter ends: `close()` does its work then."""
+    thread = threading.Thread(target=action, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
+
+
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 
 
-def _each_writer(action: str) -> None:
-    for writer in sorted(_WRITERS, key=id):
-        getattr(writer, action)()
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    """Hold every writer still, so that a child finds none in the middle of a record."""
+    _forking.writers = sorted(_WRITERS, key=id)
+    for writer in _forking.writers:
+        writer._lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    for writer in _forking.writers:
+        writer._lock.release()
+    _forking.writers = []
+
+
+def _after_fork_in_child() -> None:
+    _forking.writers = []
+    for writer in list(_WRITERS):
+        writer._after_fork_in_child()
 
 
 def _close_all() -> None:
@@ -909,7 +1006,7 @@ def _close_all() -> None:
 
 atexit.register(_close_all)
 os.register_at_fork(
-    before=lambda: _each_writer("_before_fork"),
-    after_in_parent=lambda: _each_writer("_after_fork_in_parent"),
-    after_in_child=lambda: _each_writer("_after_fork_in_child"),
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
 )

@@ -11,7 +11,7 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
-from loader.errors import StoreError
+from loader.errors import StoreError, UsageError
 from loader.metrics import prometheus_text
 from loader.replay import closed_batches, is_open
 from loader.settings import Settings
@@ -36,20 +36,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print it as JSON")
-    form.add_argument(
-        "--prometheus", action="store_true", help="print it as Prometheus text, also without store"
-    )
+    form.add_argument("--prometheus", action="store_true", help="print it as Prometheus text")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Print the status."""
+    """Print the status; what the spool holds also where the store is away."""
     spool = spool_status(args.spool) if args.spool else None
+    if spool is not None and not (args.json or args.prometheus):
+        age = spool["oldest_age_seconds"]
+        print(
+            f"spool        {spool['records']:,} records ({spool['bytes']:,} bytes) wait in "
+            f"{spool['path']}" + (f", the oldest for {age} s" if age is not None else "")
+        )
     try:
         with open_existing_store(settings) as store:
             status = collect_status(store)
-    except StoreError:
+    except (StoreError, UsageError) as error:
+        # The spool fills while the store is away: that is when its depth is asked for.
         if args.prometheus:
             print(prometheus_text(None, spool, datetime.now(UTC)), end="")
+        elif args.json:
+            away = {"store": settings.store_name, "database": settings.database, "spool": spool}
+            print(json.dumps(away | {"error": str(error)}))
         raise
     if args.prometheus:
         print(prometheus_text(status, spool, datetime.now(UTC)), end="")
@@ -58,12 +66,6 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print(json.dumps(status))
         return 0
-    if spool is not None:
-        age = spool["oldest_age_seconds"]
-        print(
-            f"spool        {spool['records']:,} records ({spool['bytes']:,} bytes) wait in "
-            f"{spool['path']}" + (f", the oldest for {age} s" if age is not None else "")
-        )
     landed, pending, done = status["landed"], status["pending"], status["transformed"]
     print(f"store        {status['database']} at {status['store']}")
     print(

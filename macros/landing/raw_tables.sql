@@ -10,9 +10,13 @@ raw_tables_ddl(database, cluster=none) gives the statements, separated by `;;`. 
 
 `position` numbers the non-blank lines of a batch from 0, through rows and rejects alike. A batch
 is inserted with one `landed_at`, so that it falls into one partition and is one part.
+
+A part is on the disk before its insert answers: what the ledger has is removed from a spool, and
+then this is the only copy.
 #}
 {% macro raw_tables_ddl(database, cluster=none) %}
 {%- set on_cluster = (" on cluster `" ~ cluster ~ "`") if cluster else "" -%}
+{%- set durable = "fsync_after_insert = 1, fsync_part_directory = 1" -%}
 {%- set engine = "ReplicatedMergeTree" if cluster else "MergeTree" -%}
 create database if not exists `{{ database }}`{{ on_cluster }}
 ;;
@@ -30,7 +34,7 @@ create table if not exists `{{ database }}`.raw_traces{{ on_cluster }}
 engine = {{ engine }}
 partition by toYYYYMM(landed_at)
 order by (batch_id, position)
-settings min_parts_to_merge_at_once = 20
+settings min_parts_to_merge_at_once = 20, {{ durable }}
 ;;
 create table if not exists `{{ database }}`.raw_rejects{{ on_cluster }}
 (
@@ -47,6 +51,7 @@ create table if not exists `{{ database }}`.raw_rejects{{ on_cluster }}
 engine = {{ engine }}
 partition by toYYYYMM(landed_at)
 order by (batch_id, position)
+settings {{ durable }}
 ;;
 create table if not exists `{{ database }}`.raw_batches{{ on_cluster }}
 (
@@ -64,4 +69,5 @@ create table if not exists `{{ database }}`.raw_batches{{ on_cluster }}
 )
 engine = {{ engine }}
 order by (source, start_offset, batch_id)
+settings {{ durable }}
 {% endmacro %}

@@ -40,7 +40,10 @@ def make_environment() -> Path:
     if uv:
         subprocess.run([uv, "pip", "install", "-q", "--python", str(python), *needed], check=True)
     else:
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *needed], check=True)
+        # Python's own pip may be one that stops at this package's repeated extras.
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+        subprocess.run([*pip, "--upgrade", "pip>=24.1"], check=True)
+        subprocess.run([*pip, *needed], check=True)
     done.touch()
     return python
 

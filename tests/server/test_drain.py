@@ -19,7 +19,7 @@ import loader.landing
 import loader.store
 from loader.batches import Batch
 from loader.drain import Drainer, DrainOptions
-from loader.errors import StoreError
+from loader.errors import StoreError, StoreLockedError
 from loader.settings import Settings
 from loader.spool import SpoolError, spool_status
 from loader.writer import Writer, WriterOptions
@@ -327,6 +327,53 @@ def test_the_store_is_away_and_back(fake: FakeStore, tmp_path: Path) -> None:
     assert fake.rows == 1
     assert len(messages) == 2
     assert fake.opened == fake.closed, "the embedded store is left while there is nothing to land"
+
+
+def test_who_never_leaves_the_store_is_told_of_once(fake: FakeStore, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, "a")
+    tries = []
+
+    def held() -> None:
+        tries.append(1)
+        if len(tries) < 4:
+            raise StoreLockedError("the store is held by process 7")
+
+    fake.before = held
+    for patience, told in ((0.0, 1), (60.0, 0)):
+        tries.clear()
+        fill(spool, f"b{told}")
+        messages: list[str] = []
+        options = DrainOptions(follow=True, max_wait=0)
+        drainer = Drainer(spool, Settings(lock_timeout=patience), options, messages.append)
+        fake.after = drainer.stop
+        drainer.run()
+        assert len(messages) == told
+        assert all("held by process 7" in message for message in messages)
+
+
+def test_a_stop_while_a_worn_drainer_begins_anew_is_heard(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Between two processes under one id, a signal waits for the second."""
+    spool = tmp_path / "spool"
+    Writer(spool).close()
+    script = (
+        "import os, signal, sys, loader.drain as drain\n"
+        "if 'TOKENLEDGER_DRAIN_TOTALS' not in os.environ:\n"
+        "    drain.Drainer.is_worn = True\n"
+        "    begin = drain._begin_anew\n"
+        "    def signalled(summary):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        begin(summary)\n"
+        "    drain._begin_anew = signalled\n"
+        "from loader.cli import main\n"
+        "sys.exit(main(['drain', sys.argv[1], '--follow']))\n"
+    )
+    process = embedded.start(sys.executable, "-c", script, str(spool))
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "landed 0 traces" in stdout
 
 
 def test_an_unreadable_file_does_not_end_following(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from loader.listener import Listener, ListenerOptions, SocketError
+from loader.listener import Listener, ListenerOptions, SocketError, _Budget
 from loader.spool import REJECT, Frame, decode_reject, read_frames
 from loader.writer import Writer, WriterOptions
 from tests.support.project import ROOT
@@ -207,6 +208,32 @@ def test_memory_is_shared_out_and_all_get_through(tmp_path: Path) -> None:
     assert listener._budget.used == 0
 
 
+def test_memory_that_is_free_is_given_to_all_it_is_enough_for() -> None:
+    """One large holder leaves, and all small ones go on: none waits for the next to leave."""
+
+    async def main() -> None:
+        budget = _Budget(100)
+        await budget.take("large", 90)
+        await budget.take("over", 50)
+        assert budget.over == "over"
+        small = [asyncio.create_task(budget.take(each, 10)) for each in "abcde"]
+        gone = asyncio.create_task(budget.take("gone", 10))
+        await asyncio.sleep(0)
+        assert budget.is_crowded
+        gone.cancel()
+        budget.give_back("large", 90)
+        await asyncio.wait_for(asyncio.gather(*small), 5)
+        assert (budget.used, budget.is_crowded) == (100, False)
+        waiting = asyncio.create_task(budget.take("late", 10))
+        await asyncio.sleep(0)
+        budget.give_back("over", 50)
+        waiting.cancel()  # it was given its share, and is cut before it knows
+        await asyncio.wait({waiting, gone})
+        assert (budget.used, budget.over) == (50, None)
+
+    asyncio.run(main())
+
+
 def test_who_stands_still_in_the_way_of_others_is_cut(tmp_path: Path) -> None:
     async def peers(listener: Listener) -> None:
         _, writer = await asyncio.open_unix_connection(str(listener.path))
@@ -306,9 +333,11 @@ def test_a_live_socket_and_other_files_are_refused(tmp_path: Path) -> None:
             listen(tmp_path, nobody)
         assert (tmp_path / "s.sock").exists()
     (tmp_path / "s.sock").unlink()
+    (tmp_path / "s.sock.lock").unlink()
     (tmp_path / "s.sock").write_text("mine")
     with pytest.raises(SocketError, match="no socket"):
         listen(tmp_path, nobody)
+    assert not (tmp_path / "s.sock.lock").exists(), "nothing is left beside another's file"
     (tmp_path / "s.sock").unlink()
     (tmp_path / "s.sock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SocketError, match="no socket"):
@@ -377,6 +406,32 @@ def test_the_verb_counts_on_a_signal_and_keeps_all_at_sigterm(tmp_path: Path) ->
     assert rejects == []
     assert not (tmp_path / "p.sock").exists()
     assert not list((tmp_path / "spool").glob("*.open"))
+
+
+def test_more_peers_than_a_shell_allows_files(tmp_path: Path) -> None:
+    """Half of the peers stay, and say nothing."""
+    path = tmp_path / "p.sock"
+    listener = subprocess.Popen(
+        [*LISTEN, "--socket", str(path), "--spool", str(tmp_path / "spool")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1024)),
+    )
+    assert listener.stderr is not None
+    assert b"listening" in listener.stderr.readline()
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.kill)
+        peers = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(200)]
+        for peer in peers:
+            peer.connect(str(path))
+        for number, peer in enumerate(peers[100:]):
+            peer.sendall(record(f"n{number}") + b"\n")
+        deadline = time.monotonic() + 30
+        while len(contents(tmp_path / "spool")[0]) < 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    listener.wait()
+    listener.stderr.close()
 
 
 def test_a_killed_listener_loses_nothing_it_counted_and_is_replaced(tmp_path: Path) -> None:

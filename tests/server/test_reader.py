@@ -59,6 +59,8 @@ LATE = [
     record(40, agent_id="agent-late"),
     record(41, step_id="step-2", created_at="2026-11-01T00:00:00Z"),
 ]
+# An id that is known already, under another step and organization: it stays what it was.
+REPEATED = [record(5, step_id="step-repeated"), record(6, org_id="org-2", step_id="step-6")]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Give an embedded store with traces that dbt has seen, and two that it has not."""
     folder = tmp_path_factory.mktemp("reader")
     project = Project(folder / "project", {"CHDB_PATH": str(folder / "warehouse")})
-    for name, records in (("first", RECORDS), ("late", LATE)):
+    for name, records in (("first", RECORDS), ("late", LATE + REPEATED)):
         file = folder / f"{name}.ndjson"
         file.write_text("".join(json.dumps(each) + "\n" for each in records))
         project.loader(str(file))
@@ -237,10 +239,31 @@ def test_responses_are_read_only_where_what_is_pending_matters(
     assert not reads_live(lambda: reader.get_by_step_id("step-3", "org-1"))
     assert not reads_live(lambda: reader.get_provider_trace_by_step_id("nothing", "org-1"))
     assert not reads_live(lambda: reader.list_by_agent("agent-0", "org-1"))
-    assert not reads_live(lambda: reader.usage("org-2"))
+    assert not reads_live(lambda: reader.usage("org-3"))
     assert reads_live(lambda: reader.get_by_step_id("step-2", "org-1"))
     assert reads_live(lambda: reader.get_by_id("0040", "org-1"))
     assert reads_live(lambda: reader.list_by_agent("agent-late", "org-1"))
+
+
+def test_the_originals_reader_gives_what_the_live_view_holds(
+    store: Project, reader: Reader
+) -> None:
+    """It reads what is pending by a shorter way, which must lead to the same traces."""
+    live = store.query(
+        "select id, organization_id, step_id, request_json from llm.llm_traces_live"
+        " order by created_at desc, landed_at desc, id desc limit 1 by organization_id, step_id"
+    )
+    wanted = {"0040", "0041", "0031", "0003", "0006"}
+    chosen = [row for row in live if row["id"] in wanted]
+    assert {row["id"] for row in chosen} == wanted
+    for row in chosen:
+        found = reader.get_provider_trace_by_step_id(row["step_id"], row["organization_id"])
+        assert found is not None
+        assert found["id"] == f"provider_trace-{row['id']}"
+        assert found["request_json"] == json.loads(row["request_json"])
+    assert reader.get_provider_trace_by_step_id("step-repeated", "org-1") is None
+    assert reader.get_provider_trace_by_step_id("step-6", "org-2") is None
+    assert reader.get_by_step_id("step-repeated", "org-1") is None
 
 
 def test_another_organizations_step_of_the_same_name(reader: Reader) -> None:

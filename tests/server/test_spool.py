@@ -200,3 +200,21 @@ def test_the_status_verb_names_the_spool(embedded: Project, tmp_path: Path) -> N
     assert found["spool"]["records"] == 1
     text = embedded.loader("status", "--spool", str(spool), "--prometheus").stdout
     assert f'tokenledger_spool_records{{spool="{spool}"}} 1' in text
+
+
+def test_the_status_tells_the_spools_depth_while_the_store_is_away(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    with Writer(spool) as writer:
+        writer.write({"id": "a"})
+    away = Project(tmp_path / "away", {"CLICKHOUSE_ENDPOINT": "http://127.0.0.1:9"})
+    none = Project(tmp_path / "none", {"CHDB_PATH": str(tmp_path / "warehouse")})
+    for project, code in ((away, 3), (none, 2)):
+        told = project.loader("status", "--spool", str(spool), expect=code)
+        assert "1 records" in told.stdout
+        assert len(told.stderr.splitlines()) == 1
+        found = project.loader("status", "--spool", str(spool), "--json", expect=code)
+        assert json.loads(found.stdout)["spool"]["records"] == 1
+        assert json.loads(found.stdout)["error"] in found.stderr
+        text = project.loader("status", "--spool", str(spool), "--prometheus", expect=code).stdout
+        assert "tokenledger_store_up 0" in text
+        assert f'tokenledger_spool_records{{spool="{spool}"}} 1' in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -126,6 +127,33 @@ def test_objects_are_taken_by_their_fields() -> None:
     assert json.loads(encode_trace(Model())) == want
 
 
+def test_a_clients_response_keeps_what_is_inside_it() -> None:
+    class Model:
+        def __init__(self, **fields: Any) -> None:
+            self.__dict__ = fields
+
+        def model_dump(self) -> dict[str, Any]:
+            return {
+                name: each.model_dump() if isinstance(each, Model) else each
+                for name, each in self.__dict__.items()
+            }
+
+    response = Model(id="c1", usage=Model(prompt_tokens=3, details=Model(cached_tokens=1)))
+    found = json.loads(encode_trace({"response_json": response, "request_json": {}}))
+    usage = {"prompt_tokens": 3, "details": {"cached_tokens": 1}}
+    assert found["response_json"] == {"id": "c1", "usage": usage}
+
+    @dataclasses.dataclass
+    class Outer:
+        billing: Billing
+        lock: Any = None
+
+    found = json.loads(encode_trace({"response_json": Outer(Billing("pro"))}))
+    assert found["response_json"]["billing"] == {"plan_type": "pro", "cost_source": None}
+    found = json.loads(encode_trace({"response_json": Outer(Billing("pro"), threading.Lock())}))
+    assert found["response_json"]["billing"].startswith("Billing("), "cannot be copied: its fields"
+
+
 def test_records_in_bytes_stay_as_they_are_and_times_are_added(tmp_path: Path) -> None:
     assert encode_trace(b'{"a": 1.0,\n"b":1}') == b'{"a": 1.0,\n"b":1}'
     found = json.loads(encode_trace({"id": "x"}))
@@ -207,6 +235,105 @@ def test_each_returns_after_the_sync_and_shares_it(
     assert synced[-1] == path.stat().st_size
     assert len(synced) < 30, "121 writes share their syncs"
     writer.close()
+
+
+def test_a_sync_waits_for_no_thread_of_the_loop(tmp_path: Path) -> None:
+    """Reads that wait for a store may hold all of them."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        release = threading.Event()
+        for _ in range(100):
+            loop.run_in_executor(None, release.wait, 30)
+        try:
+            async with asyncio.timeout(10):
+                async with Writer(tmp_path / "spool", WriterOptions(fsync="each")) as writer:
+                    await writer.write_async({"id": "x"})
+                    release.set()
+        finally:
+            release.set()
+
+    asyncio.run(main())
+    assert [each["id"] for each in records(tmp_path / "spool")] == ["x"]
+
+
+def test_a_loop_closed_within_a_sync_hangs_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new loop may even have the same address."""
+    slow = threading.Event()
+    monkeypatch.setattr(writer_module, "_fdatasync", lambda descriptor: slow.wait(0.05))
+    writer = Writer(tmp_path / "spool", WriterOptions(fsync="each"))
+
+    async def impatient(number: int) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(writer.write_async({"id": number}), 0.001)
+
+    for number in range(5):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(impatient(number))
+        loop.close()
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(asyncio.wait_for(writer.write_async({"id": 5}), 10))
+    loop.close()
+    writer.close()
+    assert [each["id"] for each in records(tmp_path / "spool")] == list(range(6))
+    assert len(writer._groups) <= 1
+
+
+def test_counting_a_large_directory_holds_no_writer_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+
+    def slowly(spool: Path) -> int:
+        counted.append(threading.current_thread())
+        if len(counted) > 1:
+            time.sleep(0.5)
+        return 0
+
+    monkeypatch.setattr(writer_module, "disk_bytes", slowly)
+    monkeypatch.setattr(writer_module, "_SCAN_EVERY", 0.01)
+    worst = 0.0
+    with Writer(tmp_path / "spool", WriterOptions(fsync_interval_ms=10)) as writer:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            begun = time.monotonic()
+            writer.write({"id": "x"})
+            worst = max(worst, time.monotonic() - begun)
+            time.sleep(0.002)
+    assert threading.current_thread() not in counted[1:]
+    assert 2 <= len(counted) <= 4, "a twentieth of the time at most"
+    assert worst < 0.4
+
+
+def test_a_write_while_the_interpreter_ends_is_stored(tmp_path: Path) -> None:
+    script = (
+        "import atexit, sys\n"
+        "from loader.writer import Writer\n"
+        "writer = Writer(sys.argv[1])\n"
+        "atexit.register(writer.write, {'id': 'last'})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "spool")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    assert [each["id"] for each in records(tmp_path / "spool")] == ["last"]
+
+
+def test_a_segment_that_was_removed_is_told_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = Writer(tmp_path / "spool", WriterOptions(segment_seconds=60))
+    writer.write({"id": "x"})
+    for path in (tmp_path / "spool").iterdir():
+        path.unlink()
+    writer.close()
+    assert writer.stats().removed == 1
+    assert "1 records are lost" in caplog.text
 
 
 def test_interval_syncs_within_its_window_and_never_does_not(

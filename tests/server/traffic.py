@@ -6,6 +6,7 @@ import argparse
 import os
 import threading
 
+from loader.spool import SpoolError
 from loader.writer import Writer, WriterOptions
 
 
@@ -33,15 +34,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--fsync", default="never")
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--tolerant", action="store_true", help="go on when a trace is refused")
     args = parser.parse_args()
-    writer = Writer(args.spool, WriterOptions(fsync=args.fsync, segment_seconds=0.2))
+    options = WriterOptions(
+        fsync=args.fsync, segment_seconds=0.2, on_full="refuse" if args.tolerant else "block"
+    )
+    writer = Writer(args.spool, options)
     gap = threading.Event()
 
     def write(thread: int) -> None:
         for number in range(args.count):
             name = f"{args.name}-{thread}-{number}"
-            writer.write(trace(name))
-            os.write(1, f"{name}\n".encode())
+            try:
+                writer.write(trace(name))
+                os.write(1, f"{name}\n".encode())
+            except SpoolError as error:
+                if not args.tolerant:
+                    raise
+                os.write(1, f"!{type(error).__name__}\n".encode())
+                gap.wait(0.02)
             if args.pause:
                 gap.wait(args.pause)
 
