@@ -155,7 +155,7 @@ def opener():
 for _ in range(3):
     client = open_store(sys.argv[1], opener)
     client.command("create table if not exists default.turns (pid UInt32) order by pid")
-    client.command("insert into default.turns values (1)")
+    client.command("insert into default.turns settings async_insert = 0 values (1)")
     client.close()
 """
     store = str(tmp_path / "store")

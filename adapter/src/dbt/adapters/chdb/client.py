@@ -8,6 +8,7 @@ with it the path's lock, goes when the last handle closes.
 import os
 import re
 import threading
+import time
 from typing import Any
 
 import clickhouse_connect
@@ -39,6 +40,9 @@ _WRITES = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+_KILLS = 5
+_KILL_SECONDS = 0.1
+
 _exchange_lock = threading.Lock()
 _exchange_results: dict[tuple[str, str], bool] = {}
 
@@ -61,6 +65,7 @@ class ChdbClient(ChHttpClient):
 
     def __init__(self, credentials: ChdbCredentials) -> None:
         self._path = os.path.realpath(credentials.chdb_path)
+        self._is_cancelled = False
         super().__init__(credentials)
 
     def query(self, sql: str, **kwargs: Any) -> QueryResult:
@@ -69,7 +74,7 @@ class ChdbClient(ChHttpClient):
         The engine answers an empty result with no bytes, so no columns. They are asked for again
         with LIMIT 0, which comes back with them.
         """
-        self._require_space(sql)
+        self._before(sql)
         result = super().query(sql, **kwargs)
         if result.column_names or result.row_count:
             return result
@@ -81,10 +86,13 @@ class ChdbClient(ChHttpClient):
 
     def command(self, sql: str, **kwargs: Any) -> Any:
         """Run a statement that has no rows to return, if there is room for what it writes."""
-        self._require_space(sql)
+        self._before(sql)
         return super().command(sql, **kwargs)
 
-    def _require_space(self, sql: str) -> None:
+    def _before(self, sql: str) -> None:
+        """Refuse what comes after an interrupt, and what writes where there is no room."""
+        if self._is_cancelled:
+            raise DbtDatabaseError("interrupted before this statement began")
         if _WRITES.match(sql):
             try:
                 require_space(self._path)
@@ -94,14 +102,18 @@ class ChdbClient(ChHttpClient):
     def cancel(self) -> None:
         """Stop what this client is running, and close it.
 
-        Closing alone would wait for the query to end by itself.
+        Closing alone would wait for the query to end by itself. A statement that was about to
+        begin is waited for, so that it does not begin behind the kill.
         """
+        self._is_cancelled = True
         helper = self._open_handle({})
         try:
-            helper.command(
-                "kill query where Settings['log_comment'] = {comment:String} async",
-                parameters={"comment": self._conn_settings["log_comment"]},
-            )
+            for _ in range(_KILLS):
+                helper.command(
+                    "kill query where Settings['log_comment'] = {comment:String} async",
+                    parameters={"comment": self._conn_settings["log_comment"]},
+                )
+                time.sleep(_KILL_SECONDS)
         finally:
             helper.close()
         self.close()
@@ -118,6 +130,8 @@ class ChdbClient(ChHttpClient):
     def _create_client(self, credentials: ChdbCredentials) -> Client:
         # An HTTP session is told apart by its id; here the comment on a query serves, to cancel it.
         self._conn_settings.setdefault("log_comment", self._conn_settings["session_id"])
+        # The engine's default gathers small inserts (a seed's) for a while after it was asked.
+        self._conn_settings.setdefault("async_insert", 0)
 
         def on_wait(holder: Holder) -> None:
             logger.info(
