@@ -1,5 +1,6 @@
 """A throw-away dbt project: how a test configures, runs and reads it."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -46,10 +47,18 @@ class Project:
         return self.statuses("build", *words)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """Start dbt in a process of its own; its output is on `stdout`."""
+        """Start dbt in a process of its own; its output is on `stdout`.
+
+        An interrupt reaches it even where the tests run in the background of a shell, which
+        has its processes ignore it.
+        """
         command = [sys.executable, "-m", "dbt.cli.main", "--no-use-colors", *self.arguments(*words)]
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
