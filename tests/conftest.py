@@ -81,10 +81,11 @@ def corpus() -> Path:
     return SHARED_CORPUS
 
 
-# Each runs dbt several times over.
+# Each takes a minute and more: most run dbt several times over.
 LONG = (
     *("test_sweep.py", "test_soak.py", "test_read_back.py", "test_reparse.py", "test_mend.py"),
     *("test_retire_and_erase.py", "test_run_lock.py", "test_side_by_side.py"),
+    *("test_faults.py", "test_full_disk.py", "test_recorded_costs.py"),
 )
 # On a second kind of store: the whole path, and what runs dbt over it again and again.
 LONG_ON_A_SERVER = ("test_pipeline.py", "test_billing.py", "test_bills.py", "test_explain.py")
