@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import clickhouse_connect
-from chdb_lock import StoreFullError, StorePathError, find_holder, require_space
+from chdb_lock import StoreFullError, StorePathError, release_store, require_space
 from chdb_lock import StoreLockedError as ChdbLockedError
 from chdb_lock import open_store as open_chdb
 from clickhouse_connect.driver.client import Client
@@ -270,6 +270,8 @@ class Store:
     def close(self) -> None:
         """Close the client, and with it the embedded engine and its lock."""
         self._client.close()
+        if self.is_embedded:
+            release_store(self.settings.chdb_path)
         if self._file is not None:
             self._file.close()
 
@@ -309,15 +311,6 @@ def open_store(settings: Settings, on_wait: Callable[[str], None] | None = None)
         return Store(_open_server(settings), settings)
     path = os.path.realpath(settings.chdb_path)
 
-    def opener() -> Client:
-        try:
-            return _open_chdb_client(path)
-        except ClientError:
-            # A look at the lock by another process is a lock too, for an instant.
-            if find_holder(path) is not None:
-                raise
-            return _open_chdb_client(path)
-
     def tell(holder: object) -> None:
         if on_wait is not None:
             on_wait(
@@ -325,7 +318,8 @@ def open_store(settings: Settings, on_wait: Callable[[str], None] | None = None)
             )
 
     try:
-        return Store(open_chdb(path, opener, settings.lock_timeout, tell), settings)
+        client = open_chdb(path, lambda: _open_chdb_client(path), settings.lock_timeout, tell)
+        return Store(client, settings)
     except ChdbLockedError as error:
         limit = f"TOKENLEDGER_LOCK_TIMEOUT, now {settings.lock_timeout:g} s"
         raise StoreLockedError(f"{str(error).rstrip('.')} ({limit}).") from None

@@ -1,9 +1,12 @@
 """The lock of a chDB folder: who holds it, and waiting for it with a limit.
 
 A chDB engine holds `flock` on `<path>/status` while it is open, and the kernel frees it when the
-process ends, however it ends. This module reads that lock and opens the engine behind it, and says
-when the disk is too full to write there. It
-depends on the standard library alone, and refuses to import dbt or chDB or to break a lock.
+process ends, however it ends. That lock alone lets two engines in: an engine that closes frees it
+first and removes the file after, which may by then be the file that another process has locked, and
+a third one makes a new file and locks that. So this module has a lock of its own, on
+`<path>/chdb.lock`, a file that is never removed, from before the engine opens until after it has
+closed. It also says when the disk is too full to write there. It depends on the standard library
+alone, and refuses to import dbt or chDB or to break a lock.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ __all__ = [
     "StorePathError",
     "find_holder",
     "open_store",
+    "release_store",
     "require_space",
 ]
 
@@ -35,9 +39,12 @@ _POLL_SECONDS = 0.1
 _OPENING_TRIES = 3
 _COMMAND_CHARACTERS = 200
 _SPARE_BYTES = 16 * 1024 * 1024
+_LOCK_FILE = "chdb.lock"
 
 # One thread of a process opens at a time: the others then find the engine already theirs.
 _opening = threading.Lock()
+# The descriptors that hold this process's own locks, by folder.
+_held: dict[str, int] = {}
 
 
 class StorePathError(Exception):
@@ -125,20 +132,8 @@ def find_holder(path: str | os.PathLike[str]) -> Holder | None:
     Holder or None
         This very process too, when its own engine is open.
     """
-    status = Path(path) / "status"
-    try:
-        descriptor = os.open(status, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        # A shared lock, held for no longer than this test: two that test do not meet.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _identify(os.fstat(descriptor))
-    else:
-        return None
-    finally:
-        os.close(descriptor)
+    folder = Path(path)
+    return _test(folder / _LOCK_FILE) or _test(folder / "status")
 
 
 def open_store(
@@ -163,7 +158,7 @@ def open_store(
     Returns
     -------
     object
-        What `opener` returned.
+        What `opener` returned. Who closes it calls `release_store` after that.
 
     Raises
     ------
@@ -184,11 +179,12 @@ def open_store(
     failures = 0
     with _opening:
         while True:
-            holder = _look(folder)
-            if holder is None or holder.pid == os.getpid():
+            holder = _take(folder)
+            if holder is None:
                 try:
                     return opener()
-                except Exception as error:
+                except BaseException as error:
+                    _release(folder)
                     if "already initialized with path" in str(error):
                         raise StorePathError(
                             f"cannot open the chDB store {folder}: this process has another store "
@@ -196,8 +192,9 @@ def open_store(
                         ) from error
                     if "EmbeddedServer" not in str(error):
                         raise
-                    # Another process may have opened it, or tested it, since the look.
-                    holder = _look(folder)
+                    # A program that does not go through this module may have opened it, or tested
+                    # its lock, since the look.
+                    holder = _look(folder, "status")
                     failures += holder is None
                     if failures == _OPENING_TRIES or (holder and holder.pid == os.getpid()):
                         raise StorePathError(
@@ -215,15 +212,82 @@ def open_store(
             time.sleep(_POLL_SECONDS)
 
 
-def _look(folder: str) -> Holder | None:
-    """Find the holder; a status file that cannot be read is the caller's error, not a crash."""
+def release_store(path: str | os.PathLike[str]) -> None:
+    """Let other processes in, if this one has closed its last client of the store.
+
+    Parameters
+    ----------
+    path : path-like
+        The store's folder, as given to `open_store`. While another client of this process is open
+        on it, and where nothing was opened, nothing happens.
+    """
+    with _opening:
+        _release(os.path.realpath(path))
+
+
+def _take(folder: str) -> Holder | None:
+    """Take the store's lock for this process; give who has it, if that is another."""
+    if folder in _held:
+        return None
     try:
-        return find_holder(folder)
+        descriptor = os.open(
+            os.path.join(folder, _LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
     except OSError as error:
-        raise StorePathError(
-            f"cannot read {folder}/status of the chDB store: {error.strerror}. "
-            "Run as the user who owns the folder."
-        ) from error
+        raise _unreadable(folder, error) from error
+    holder: Holder | None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _identify(os.fstat(descriptor))
+    else:
+        # A program that does not go through this module has the engine's own lock alone.
+        holder = _look(folder, "status")
+        if holder is None or holder.pid == os.getpid():
+            _held[folder] = descriptor
+            return None
+    os.close(descriptor)
+    return holder
+
+
+def _release(folder: str) -> None:
+    """Free this process's lock, unless its engine is open."""
+    if folder in _held:
+        holder = _look(folder, "status")
+        if holder is None or holder.pid not in (os.getpid(), None):
+            os.close(_held.pop(folder))
+
+
+def _look(folder: str, name: str) -> Holder | None:
+    """Test a lock; a file that cannot be read is the caller's error, not a crash."""
+    try:
+        return _test(Path(folder) / name)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: str, error: OSError) -> StorePathError:
+    return StorePathError(
+        f"cannot open {error.filename or folder} of the chDB store: {error.strerror}. "
+        "Run as the user who owns the folder."
+    )
+
+
+def _test(path: Path) -> Holder | None:
+    """Return the process that has a lock on a file, or None if it is free or there is no file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        # A shared lock, held for no longer than this test: two that test do not meet.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _identify(os.fstat(descriptor))
+    else:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _identify(status: os.stat_result) -> Holder:

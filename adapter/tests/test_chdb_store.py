@@ -18,6 +18,7 @@ from chdb_lock import (
     StorePathError,
     find_holder,
     open_store,
+    release_store,
     require_space,
 )
 from chdb_project import Project
@@ -149,7 +150,7 @@ def test_an_interrupt_stops_the_query_that_runs(project: Project) -> None:
 def test_many_processes_open_one_store_in_turn(tmp_path: Path) -> None:
     script = """
 import sys, clickhouse_connect
-from chdb_lock import open_store
+from chdb_lock import open_store, release_store
 def opener():
     return clickhouse_connect.get_client(interface="chdb", path=sys.argv[1])
 for _ in range(3):
@@ -157,6 +158,7 @@ for _ in range(3):
     client.command("create table if not exists default.turns (pid UInt32) order by pid")
     client.command("insert into default.turns settings async_insert = 0 values (1)")
     client.close()
+    release_store(sys.argv[1])
 """
     store = str(tmp_path / "store")
     command = [sys.executable, "-c", script, store]
@@ -169,6 +171,51 @@ for _ in range(3):
         assert client.command("select count() from default.turns") == 9
     finally:
         client.close()
+
+
+def test_nobody_comes_in_between_a_closing_engine_s_last_two_steps(tmp_path: Path) -> None:
+    # It frees its lock, then removes the file: what stands at that name then may be another's.
+    script = """
+import sys, clickhouse_connect
+from chdb_lock import find_holder, open_store, release_store
+def opener():
+    return clickhouse_connect.get_client(interface="chdb", path=sys.argv[1])
+first = open_store(sys.argv[1], opener)
+second = open_store(sys.argv[1], opener)
+first.close()
+release_store(sys.argv[1])
+print("one is left", flush=True)
+sys.stdin.readline()
+second.close()
+print("the engine is closed", flush=True)
+sys.stdin.readline()
+release_store(sys.argv[1])
+print("released", flush=True)
+sys.stdin.readline()
+"""
+    store = tmp_path / "store"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(store)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for step in ("one is left", "the engine is closed"):
+            assert read_until(process, step)
+            assert find_holder(store) == Holder(process.pid, _command(process.pid))
+            with pytest.raises(StoreLockedError, match=rf"held by process {process.pid} \("):
+                open_store(store, lambda: None, timeout=0)
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        read_until(process, "released")
+        assert find_holder(store) is None
+        assert open_store(store, lambda: "opened", timeout=0) == "opened"
+        release_store(store)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_lock_without_a_limit_left_is_reported_at_once(tmp_path: Path) -> None:

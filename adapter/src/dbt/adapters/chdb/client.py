@@ -18,6 +18,7 @@ from chdb_lock import (
     StoreLockedError,
     StorePathError,
     open_store,
+    release_store,
     require_space,
 )
 from clickhouse_connect.driver.client import Client
@@ -117,6 +118,11 @@ class ChdbClient(ChHttpClient):
         finally:
             helper.close()
         self.close()
+
+    def close(self) -> None:
+        """Close this client; with the process's last one, the store is free for others."""
+        super().close()
+        release_store(self._path)
 
     def _open_handle(self, settings: dict[str, Any]) -> Client:
         return clickhouse_connect.get_client(
