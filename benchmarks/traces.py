@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 WORDS = (
@@ -23,8 +24,14 @@ MODELS = (
 )
 
 
-def traces(count: int, size: int, seed: int = 1, prefix: str = "t") -> Iterator[bytes]:
-    """Yield `count` NDJSON lines of about `size` bytes each.
+DAYS = 28
+FIRST_DAY = datetime(2026, 10, 1, tzinfo=UTC)
+
+
+def traces(
+    count: int, size: int, seed: int = 1, prefix: str = "t", day: int | None = None
+) -> Iterator[bytes]:
+    """Yield `count` NDJSON lines of about `size` bytes each, over 28 days or on one day.
 
     A tenth of the text is in the response, the rest in the request; text is drawn from a hundred
     words, so that it compresses about as prose does.
@@ -39,6 +46,8 @@ def traces(count: int, size: int, seed: int = 1, prefix: str = "t") -> Iterator[
 
     for number in range(count):
         provider, model = chance.choice(MODELS)
+        days = number % DAYS if day is None else day
+        made_at = FIRST_DAY + timedelta(days=days, hours=number % 24)
         room = max(0, size - 900)
         tokens = [chance.randrange(1, 100_000), chance.randrange(1, 5_000)]
         usage: dict[str, object]
@@ -83,15 +92,22 @@ def traces(count: int, size: int, seed: int = 1, prefix: str = "t") -> Iterator[
                     },
                     "response_json": {"id": "r", "model": model, "text": text(room // 10), **usage},
                     "llm_config": {"model": model, "model_endpoint_type": provider},
-                    "created_at": f"2026-10-{1 + number % 28:02d}T{number % 24:02d}:00:00Z",
+                    "created_at": made_at.isoformat(),
                 }
             ).encode()
             + b"\n"
         )
 
 
-def write_traces(path: Path, count: int, size: int, seed: int = 1, prefix: str = "t") -> int:
+def write_traces(
+    path: Path,
+    count: int,
+    size: int,
+    seed: int = 1,
+    prefix: str = "t",
+    day: int | None = None,
+) -> int:
     """Write them to a file and return its size in bytes."""
     with path.open("wb") as file:
-        file.writelines(traces(count, size, seed, prefix))
+        file.writelines(traces(count, size, seed, prefix, day))
     return path.stat().st_size
