@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from tests.operations.test_reparse import FRESH, operation
@@ -10,12 +11,17 @@ from tests.support.project import Project
 from tests.test_pipeline import record, write
 
 
-def damage(project: Project, table: str) -> None:
-    """Cut the largest file of a table's first part in two."""
-    path = project.value(
+def first_part(project: Project, table: str) -> str:
+    path: str = project.value(
         f"select path from system.parts where active and database = 'llm' and table = '{table}'"
         " order by name limit 1"
     )
+    return path
+
+
+def damage(project: Project, table: str) -> None:
+    """Cut the largest file of a table's first part in two."""
+    path = first_part(project, table)
     file = max(Path(path).glob("*.*"), key=lambda one: one.stat().st_size if one.is_file() else 0)
     os.truncate(file, file.stat().st_size // 2)
 
@@ -42,4 +48,24 @@ def test_a_truncated_file_is_noticed_and_mended(embedded: Project, tmp_path: Pat
         assert [row | {"landed_at": 0} for row in after] == [
             row | {"landed_at": 0} for row in before
         ]
+    assert "WARN=0" in embedded.dbt("build").stdout
+
+
+def test_a_part_that_a_power_failure_took_comes_back(embedded: Project, tmp_path: Path) -> None:
+    # What dbt builds is not synced: the ledger can be on the disk, and what it counts not.
+    source = write(tmp_path / "a.ndjson", [record(number) for number in range(1, 50)])
+    embedded.loader(str(source))
+    embedded.dbt("run")
+    before = embedded.query(FRESH)
+
+    for table in ("llm_traces", "llm_trace_costs"):
+        shutil.rmtree(first_part(embedded, table))
+        embedded.dbt("run")
+        assert embedded.value(f"select count() from llm.{table}") < len(before), "it is not noticed"
+        said = operation(embedded, "mend")
+        assert "batches to build again" in said
+        embedded.dbt("run")
+        assert embedded.query(FRESH) == before
+        assert embedded.value(f"select uniqExact(id) from llm.{table}") == len(before)
+        assert embedded.value(f"select count() from llm.{table}") == len(before)
     assert "WARN=0" in embedded.dbt("build").stdout
