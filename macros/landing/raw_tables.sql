@@ -11,6 +11,9 @@ raw_tables_ddl(database, cluster=none) gives the statements, separated by `;;`. 
 `position` numbers the non-blank lines of a batch from 0, through rows and rejects alike. A batch
 is inserted with one `landed_at`, so that it falls into one partition and is one part.
 
+Each format has a staging model that reads its own records: by_format keeps it from reading the
+payloads of all others.
+
 A part is on the disk before its insert answers: what the ledger has is removed from a spool, and
 then this is the only copy.
 #}
@@ -29,7 +32,8 @@ create table if not exists `{{ database }}`.raw_traces{{ on_cluster }}
     response_json String comment 'The response, verbatim; empty when the key is absent' codec(ZSTD(1)),
     envelope_json String comment 'The other keys of the record, values verbatim' codec(ZSTD(1)),
     repairs Array(LowCardinality(String)) comment 'What was changed to accept it; mostly empty',
-    landed_at DateTime64(3, 'UTC') comment 'When its batch was landed'
+    landed_at DateTime64(3, 'UTC') comment 'When its batch was landed',
+    index by_format format type set(2) granularity 1
 )
 engine = {{ engine }}
 partition by toYYYYMM(landed_at)

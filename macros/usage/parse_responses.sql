@@ -22,6 +22,7 @@ computes it anew for each of its uses. first_text() chooses without branches.
 {%- set bare = bare_error_keys() -%}
 {%- set fault_elements = text_elements(['type', 'status', 'code', 'message', 'error', 'msg', 'detail', 'reason', 'description']) -%}
 
+{%- set sql %}
 with
 
 traces as (
@@ -71,17 +72,10 @@ found as (
 
     select
         *,
-        arrayMap(text -> ifNull(text, ''), [
-            {%- for name in dialects.usage_names + dialects.mixed_names %}
-            parse_first.`{{ name }}`{{ ',' if not loop.last }}
-            {%- endfor %}
-        ]) as parse_candidates,
+        {{ objects_of('parse_first', dialects.usage_names + dialects.mixed_names) | indent(8) }} as parse_candidates,
         {{ fault_in('parse_first') | indent(8) }} as parse_first_fault,
-        arrayFirst(
-            text -> startsWith(text, '{') and match(text, '{{ count_pattern }}'), parse_candidates
-        ) as parse_counting,
-        arrayFirst(text -> startsWith(text, '{') and text != '{}', parse_candidates)
-            as parse_first_countless,
+        arrayFirst(text -> match(text, '{{ count_pattern }}'), parse_candidates) as parse_counting,
+        arrayElement(parse_candidates, 1) as parse_first_countless,
         parse_counting != '' or parse_first_fault is not null as parse_is_found,
         if(parse_is_found, '', parse_body) as parse_unread,
         isValidJSON(parse_unread) as parse_is_valid
@@ -130,21 +124,17 @@ located as (
 
     select
         *,
-        arrayMap(text -> ifNull(text, ''), [
-            {%- for name in dialects.usage_names + dialects.mixed_names %}
-            parse_second.`{{ name }}`{{ ',' if not loop.last }}
-            {%- endfor %}
-        ]) as parse_second_candidates,
+        {{ objects_of('parse_second', dialects.usage_names + dialects.mixed_names) | indent(8) }} as parse_second_candidates,
         coalesce(parse_first_fault, {{ fault_in('parse_second') | indent(8) }}) as parse_fault,
         {{ first_text(['parse_second_text', 'parse_readable', 'parse_body']) | indent(8) }} as parse_text,
         {{ first_text([
             'parse_counting',
-            "arrayFirst(text -> startsWith(text, '{') and match(text, '" ~ count_pattern ~ "'), parse_second_candidates)",
+            "arrayFirst(text -> match(text, '" ~ count_pattern ~ "'), parse_second_candidates)",
             "if(parse_offer = 2, parse_text, '')",
         ]) | indent(8) }} as parse_counts_text,
         {{ first_text([
             'parse_first_countless',
-            "arrayFirst(text -> startsWith(text, '{') and text != '{}', parse_second_candidates)",
+            "arrayElement(parse_second_candidates, 1)",
         ]) | indent(8) }} as parse_countless_text
     from chosen
 
@@ -468,4 +458,7 @@ select
     {{ expression }} as {{ column }}{{ ',' if not loop.last }}
     {% endfor %}
 from judged
+{%- endset %}
+
+{{ with_tuple_elements(sql, ['parse_first', 'parse_second', 'parse_fault_outer', 'parse_fault_inner', 'parse_sums']) }}
 {% endmacro %}
