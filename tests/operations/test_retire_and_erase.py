@@ -76,9 +76,12 @@ def test_a_rebuild_is_refused_where_raw_rows_are_retired(embedded: Project, tmp_
     land(embedded, tmp_path / "a.ndjson", traces(1, 31))
     embedded.dbt("run")
     before = embedded.query(FRESH)
+    table = "select toString(uuid) from system.tables where database = 'llm' and name = 'llm_traces'"
+    stood = embedded.value(table)
     embedded.dbt("run", "--full-refresh")
-    assert embedded.query(FRESH) == before, "a plain full refresh does not touch it"
+    assert embedded.value(table) == stood, "a plain full refresh does not touch it"
     embedded.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
+    assert embedded.value(table) != stood, "it is built anew on purpose alone"
     assert embedded.query(FRESH) == before
     embedded.query(AGE)
     operation(embedded, "retire", retain_raw_days=30)

@@ -71,7 +71,7 @@ def run_until(project: Project, command: tuple[str, ...], store: Path, number: i
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
     process = project.start(
-        *("strace", "-D", "-f", "-qq", "-o", str(pipe), "-e", f"trace={CALLS}"),
+        *("strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", str(pipe), "-e", f"trace={CALLS}"),
         *("-e", "signal=none", "-e", f"inject={CALLS}:delay_exit={_HOLD_MICROSECONDS}"),
         *command,
         stdout=subprocess.DEVNULL,
