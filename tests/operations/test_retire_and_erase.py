@@ -76,7 +76,9 @@ def test_a_rebuild_is_refused_where_raw_rows_are_retired(embedded: Project, tmp_
     land(embedded, tmp_path / "a.ndjson", traces(1, 31))
     embedded.dbt("run")
     before = embedded.query(FRESH)
-    table = "select toString(uuid) from system.tables where database = 'llm' and name = 'llm_traces'"
+    table = (
+        "select toString(uuid) from system.tables where database = 'llm' and name = 'llm_traces'"
+    )
     stood = embedded.value(table)
     embedded.dbt("run", "--full-refresh")
     assert embedded.value(table) == stood, "a plain full refresh does not touch it"

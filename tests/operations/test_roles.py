@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.operations.test_reparse import operation
 from tests.support.project import Project
 
@@ -43,3 +45,19 @@ def test_the_embedded_engine_has_no_users(embedded: Project) -> None:
     assert "no identifier" in operation(
         embedded, "create_roles", "{dry_run: true, prefix: 'a b'}", expect=1
     )
+
+
+def test_dbt_grants_the_marts_to_the_roles_that_are_named(embedded: Project) -> None:
+    def grants() -> dict[str, object]:
+        listed = embedded.dbt(
+            *("--quiet", "ls", "--resource-type", "model", "--output", "json"),
+            *("--output-keys", "name", "config"),
+        ).stdout
+        models = [json.loads(line) for line in listed.splitlines()]
+        return {model["name"]: model["config"]["grants"] for model in models}
+
+    assert set(map(str, grants().values())) == {"{}"}, "none by default"
+    embedded.env["TOKENLEDGER_READERS"] = "bi,finance"
+    found = grants()
+    assert found["llm_traces"] == {"select": ["bi", "finance"]}
+    assert found["int_traces__unioned"] == {}, "what reads raw payloads is granted to nobody"
