@@ -112,7 +112,7 @@ measured as (
             general_overrides.override_rates,
             book_rates.book_rates
         ) as all_rates,
-        toUnixTimestamp(created_at) % 86400 as utc_second,
+        positiveModulo(toUnixTimestamp64Second(created_at), 86400) as utc_second,
         toUInt8(toDayOfWeek(created_at)) as utc_weekday,
         greatest(prompt_tokens, 0) as prompt,
         greatest(completion_tokens, 0) as completion,

@@ -1,7 +1,7 @@
 """Render the project's macros outside dbt.
 
-Owns the few names of dbt's context that the parsing macros use (`return`, `fromyaml`). Refuses to
-know any macro by name: what they mean is theirs.
+Owns the few names of dbt's context that the parsing macros use (`return`, `fromyaml`,
+`modules.re`). Refuses to know any macro by name: what they mean is theirs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -48,7 +49,9 @@ def render(template: str, folders: tuple[str, ...] = ("usage", "errors")) -> str
     def give_back(value: Any) -> None:
         raise _Returned(value)
 
-    environment.globals.update({"return": give_back, "fromyaml": yaml.safe_load})
+    environment.globals.update(
+        {"return": give_back, "fromyaml": yaml.safe_load, "modules": SimpleNamespace(re=re)}
+    )
     for folder in folders:
         for path in sorted((MACROS / folder).glob("*.sql")):
             for match in MACRO.finditer(path.read_text()):
