@@ -89,13 +89,14 @@ LONG = (
 )
 # On a second kind of store: the whole path, and what runs dbt over it again and again.
 LONG_ON_A_SERVER = ("test_pipeline.py", "test_billing.py", "test_bills.py", "test_explain.py")
+# Each read of an embedded store opens it.
+SLOW_EMBEDDED = ("test_organizations.py", "test_reader.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as long what takes minutes, and the whole path on a second kind of store."""
     for item in items:
         on_server = item.path.name in LONG_ON_A_SERVER and "[server" in item.name
-        # Each read of an embedded store opens it.
-        is_slow = item.path.name == "test_organizations.py" and "[embedded" in item.name
+        is_slow = item.path.name in SLOW_EMBEDDED and "[embedded" in item.name
         if on_server or is_slow or item.path.name in LONG:
             item.add_marker("long")

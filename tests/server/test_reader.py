@@ -77,9 +77,14 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-@pytest.fixture(scope="module")
-def store(warehouse: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """Give the same store behind a server."""
+@pytest.fixture(scope="module", params=["embedded", "server"])
+def store(
+    request: pytest.FixtureRequest, warehouse: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Project]:
+    """Give that store, and the same behind a server."""
+    if request.param == "embedded":
+        yield warehouse
+        return
     folder = tmp_path_factory.mktemp("served")
     shutil.copytree(warehouse.env["CHDB_PATH"], folder / "server", symlinks=True)
     with Front(folder / "server", user="ledger", password="secret") as front:
@@ -219,6 +224,8 @@ def test_every_name_gives_what_the_live_view_holds(store: Project, reader: Reade
         assert found["id"] == row["id"]
 
 
+# An embedded store is read in a process of its own, which cannot be listened to.
+@pytest.mark.parametrize("store", ["server"], indirect=True)
 def test_responses_are_read_only_where_what_is_pending_matters(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
