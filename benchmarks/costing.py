@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.report import Section, scaled, seconds
+from benchmarks.report import Section, scaled, seconds, seconds_by_model
 from loader.settings import Settings
 from loader.store import open_store
 from tests.support.project import Project
@@ -140,9 +139,7 @@ def _fill(project: Project, traces: int, first_day: int, days: int, salt: int) -
 
 def _run_seconds(project: Project, counted: Sequence[str], *arguments: str) -> float:
     """Run all models, or those selected, and return the seconds that dbt counted for some."""
-    project.dbt("run", *arguments)
-    results = json.loads((project.folder / "target" / "run_results.json").read_text())["results"]
-    took = {result["unique_id"].split(".")[-1]: result["execution_time"] for result in results}
+    took = seconds_by_model(project, *arguments)
     return sum(took[name] for name in counted)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from tests.support.project import Project
 
 SCALE = float(os.environ.get("BENCH_SCALE", "1"))
 
@@ -41,3 +44,13 @@ def seconds(action: Callable[[], object]) -> float:
     begun = time.perf_counter()
     action()
     return time.perf_counter() - begun
+
+
+def seconds_by_model(project: Project, *arguments: str) -> dict[str, float]:
+    """Run models, all by default, and return the seconds that dbt counted for each.
+
+    The project's environment has DBT_WRITE_JSON: they stand in dbt's run results.
+    """
+    project.dbt("run", *arguments)
+    results = json.loads((project.folder / "target" / "run_results.json").read_text())["results"]
+    return {result["unique_id"].split(".")[-1]: result["execution_time"] for result in results}

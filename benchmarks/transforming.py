@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.report import Section, scaled, seconds
+from benchmarks.report import Section, scaled, seconds, seconds_by_model
 from benchmarks.traces import DAYS, write_traces
 from loader.settings import Settings
 from loader.store import open_store
@@ -41,13 +41,6 @@ def _land(project: Project, count: int, size: int, prefix: str, day: int | None 
     file.unlink()
 
 
-def _seconds_by_model(project: Project, *arguments: str) -> dict[str, float]:
-    """Run models, all by default, and return the seconds that dbt counted for each."""
-    project.dbt("run", *arguments)
-    results = json.loads((project.folder / "target" / "run_results.json").read_text())["results"]
-    return {result["unique_id"].split(".")[-1]: result["execution_time"] for result in results}
-
-
 def _settings_of_the_model(project: Project) -> str:
     """Write the settings under which the model llm_traces runs."""
     manifest = json.loads((project.folder / "target" / "manifest.json").read_text())
@@ -75,7 +68,7 @@ def _against_a_copy(folder: Path) -> Section:
         project = _project(folder / f"copy{size}")
         project.dbt("run")
         _land(project, count, size, "t")
-        model = _seconds_by_model(project, "--select", "llm_traces")["llm_traces"]
+        model = seconds_by_model(project, "--select", "llm_traces")["llm_traces"]
         settings = _settings_of_the_model(project)
         with open_store(Settings(chdb_path=folder / f"copy{size}" / "warehouse")) as store:
             store.command("create table llm.plain as llm.llm_traces")
@@ -134,7 +127,7 @@ def _as_the_table_grows(folder: Path) -> Section:
         transforming, everything = [], []
         for round_ in range(3):
             _land(project, 10_000, 1_000, f"new{round_}", day=DAYS + round_)
-            took = _seconds_by_model(project)
+            took = seconds_by_model(project)
             transforming.append(sum(took[name] for name in TRANSFORMING))
             everything.append(sum(took.values()))
         best = (min(transforming), min(everything))

@@ -77,6 +77,8 @@ class Store:
         self.settings = settings
         self.database = settings.database
         self.is_embedded = settings.endpoint is None
+        # As it was opened: a relative path leads elsewhere once the process has changed directory.
+        self._path = os.path.realpath(settings.chdb_path)
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Store:
@@ -261,8 +263,7 @@ class Store:
     def open_another(self) -> Store:
         """Open a second store of the same kind at the same place, for another thread."""
         if self.is_embedded:
-            path = os.path.realpath(self.settings.chdb_path)
-            client = self._guarded("opening it again", lambda: _open_chdb_client(path))
+            client = self._guarded("opening it again", lambda: _open_chdb_client(self._path))
         else:
             client = _open_server(self.settings)
         return type(self)(client, self.settings)
@@ -271,7 +272,7 @@ class Store:
         """Close the client, and with it the embedded engine and its lock."""
         self._client.close()
         if self.is_embedded:
-            release_store(self.settings.chdb_path)
+            release_store(self._path)
         if self._file is not None:
             self._file.close()
 
@@ -279,7 +280,7 @@ class Store:
         """Refuse to write where the disk is full: the engine loses definitions of tables there."""
         if self.is_embedded:
             try:
-                require_space(self.settings.chdb_path)
+                require_space(self._path)
             except StoreFullError as error:
                 raise StoreError(str(error)) from None
 

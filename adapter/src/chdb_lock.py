@@ -235,19 +235,19 @@ def _take(folder: str) -> Holder | None:
         )
     except OSError as error:
         raise _unreadable(folder, error) from error
-    holder: Holder | None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = _identify(os.fstat(descriptor))
-    else:
         # A program that does not go through this module has the engine's own lock alone.
         holder = _look(folder, "status")
         if holder is None or holder.pid == os.getpid():
             _held[folder] = descriptor
             return None
-    os.close(descriptor)
-    return holder
+        return holder
+    except BlockingIOError:
+        return _identify(os.fstat(descriptor))
+    finally:
+        if folder not in _held:
+            os.close(descriptor)
 
 
 def _release(folder: str) -> None:

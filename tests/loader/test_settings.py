@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from chdb_lock import find_holder
 
 from loader.errors import UsageError
 from loader.settings import Settings
+from loader.store import open_store
 
 
 def test_defaults_lead_to_the_embedded_store() -> None:
@@ -55,3 +57,14 @@ def test_credentials_in_the_endpoint_are_refused_and_not_quoted() -> None:
     with pytest.raises(UsageError) as caught:
         Settings.from_environment({"CLICKHOUSE_ENDPOINT": "https://me:hunter2@example.org"})
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_store_that_was_opened_by_a_relative_path_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store(Settings(chdb_path=Path("warehouse")))
+    monkeypatch.chdir("/")
+    assert find_holder(tmp_path / "warehouse") is not None
+    store.close()
+    assert find_holder(tmp_path / "warehouse") is None
