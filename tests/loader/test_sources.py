@@ -28,6 +28,11 @@ def zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(data)
 
 
+def gzipped(data: bytes) -> bytes:
+    """Compress without the time of day, which would be in the names of tests."""
+    return gzip.compress(data, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("data", "wanted"),
     [
@@ -35,11 +40,11 @@ def zstd(data: bytes) -> bytes:
         (b"a", b"a"),
         (b"\x1f", b"\x1f"),
         (TEXT, TEXT),
-        (gzip.compress(TEXT), TEXT),
-        (gzip.compress(b""), b""),
-        (gzip.compress(TEXT) + gzip.compress(b"b"), TEXT + b"b"),
-        (gzip.compress(TEXT) + bytes(5000), TEXT),
-        (gzip.compress(bytes(5_000_000)), bytes(5_000_000)),
+        (gzipped(TEXT), TEXT),
+        (gzipped(b""), b""),
+        (gzipped(TEXT) + gzipped(b"b"), TEXT + b"b"),
+        (gzipped(TEXT) + bytes(5000), TEXT),
+        (gzipped(bytes(5_000_000)), bytes(5_000_000)),
         (zstd(TEXT), TEXT),
         (zstd(b""), b""),
         (zstd(TEXT) + zstd(b"b"), TEXT + b"b"),
