@@ -744,7 +744,7 @@ class Writer:
             path = self.spool / f"{self._stream}-{self._sequence:08d}.open"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             try:
-                descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise _NoRoom(os.strerror(error.errno or 0).lower()) from None

@@ -238,6 +238,21 @@ def test_foreign_entries_and_links_are_left_and_told_once(fake: FakeStore, tmp_p
     ]
 
 
+def test_a_link_within_a_batch_is_not_followed(fake: FakeStore, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, "a")
+    (segment,) = spool.iterdir()
+    batch = spool / f"batch-{segment.stem}.ready"
+    batch.mkdir()
+    outside = tmp_path / "outside"
+    segment.rename(outside)
+    (batch / segment.name).symlink_to(outside)
+    with pytest.raises(SpoolError, match="cannot be read"):
+        drain(spool)
+    assert fake.rows == 0
+    assert outside.exists()
+
+
 class Killed(BaseException):
     """The end of a process, as far as an exception can play it."""
 
@@ -407,17 +422,17 @@ def test_a_missing_spool_is_one_line(project: Project, tmp_path: Path) -> None:
         Drainer(tmp_path / "none", Settings())
 
 
-def test_several_drainers_land_each_trace_once(server: Project, tmp_path: Path) -> None:
+def test_several_drainers_land_each_trace_once(project: Project, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     names = [f"n{number}" for number in range(200)]
     fill(spool, *names, per_segment=5)
-    server.loader("init")
+    project.loader("init")
     drainers = [
-        server.start_loader("drain", str(spool), "--json", "--max-rows", "10") for _ in range(3)
+        project.start_loader("drain", str(spool), "--json", "--max-rows", "10") for _ in range(3)
     ]
     summaries = [json.loads(each.communicate(timeout=120)[0]) for each in drainers]
     assert [each.returncode for each in drainers] == [0, 0, 0]
-    assert landed_ids(server) == sorted(names)
+    assert landed_ids(project) == sorted(names)
     assert sum(each["rows"] for each in summaries) == 200
     assert list(spool.iterdir()) == []
 
@@ -479,7 +494,7 @@ def test_following_leaves_the_embedded_store_to_others_and_ends_at_sigterm(
     drainer = embedded.start_loader("drain", str(spool), "--follow", "--max-wait", "0.2")
     try:
         wait_until(lambda: len(list(spool.glob("batch-*"))) > 0)
-        counts = [embedded.value("select count() from llm.raw_traces") for _ in range(3)]
+        counts = [embedded.value("select count() from raw_traces") for _ in range(3)]
         assert counts == sorted(counts)
         traffic.kill()
         acknowledged = traffic.communicate()[0].decode().split()

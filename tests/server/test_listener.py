@@ -349,6 +349,11 @@ def test_a_live_socket_and_other_files_are_refused(tmp_path: Path) -> None:
         await send(listener, record("a") + b"\n")
 
     (tmp_path / "s.sock").unlink()
+    (tmp_path / "s.sock.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SocketError, match="cannot be made"):
+        listen(tmp_path, nobody)
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "s.sock.lock").unlink()
     assert listen(tmp_path, second).counts.records == 1
 
 

@@ -18,10 +18,12 @@ from loader.spool import (
     Damage,
     Frame,
     SpoolError,
+    count_frames,
     decode_reject,
     encode_header,
     encode_reject,
     frame_head,
+    is_held,
     open_spool,
     read_frames,
     spool_status,
@@ -121,6 +123,23 @@ def test_a_spool_directory_is_private_and_no_link(tmp_path: Path) -> None:
         open_spool(tmp_path / "missing" / "deeper", create=True)
 
 
+def test_a_link_that_takes_a_files_place_once_listed_is_not_followed(
+    tmp_path: Path,
+) -> None:
+    with Writer(tmp_path / "spool") as writer:
+        writer.write({"id": "a"})
+        (segment,) = (tmp_path / "spool").iterdir()
+        link = tmp_path / "link"
+        link.symlink_to(segment)
+        assert is_held(segment)
+        assert not is_held(link)
+    (segment,) = (tmp_path / "spool").iterdir()
+    link.unlink()
+    link.symlink_to(segment)
+    assert count_frames(segment)[0] == 1
+    assert count_frames(link) == (0, None, False)
+
+
 def test_status_tells_depth_and_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = tmp_path / "spool"
     with Writer(spool, WriterOptions(segment_seconds=60)) as writer:
@@ -189,16 +208,16 @@ def test_the_status_becomes_prometheus_text(tmp_path: Path) -> None:
     assert "tokenledger_store_up 0" in prometheus_text(None, None, now)
 
 
-def test_the_status_verb_names_the_spool(embedded: Project, tmp_path: Path) -> None:
+def test_the_status_verb_names_the_spool(project: Project, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     with Writer(spool) as writer:
         writer.write({"id": "a"})
-    embedded.loader("init")
-    told = embedded.loader("status", "--spool", str(spool)).stdout
+    project.loader("init")
+    told = project.loader("status", "--spool", str(spool)).stdout
     assert "1 records" in told
-    found = json.loads(embedded.loader("status", "--spool", str(spool), "--json").stdout)
+    found = json.loads(project.loader("status", "--spool", str(spool), "--json").stdout)
     assert found["spool"]["records"] == 1
-    text = embedded.loader("status", "--spool", str(spool), "--prometheus").stdout
+    text = project.loader("status", "--spool", str(spool), "--prometheus").stdout
     assert f'tokenledger_spool_records{{spool="{spool}"}} 1' in text
 
 
