@@ -88,11 +88,11 @@ list last. Roll-ups by day follow by themselves: a day's fingerprint changes wit
         {%- set list = api.Relation.create(database='', schema=target.schema, identifier='erase_list') -%}
         {%- do run_query(
             'create table if not exists ' ~ list ~ on_cluster()
-            ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date)'
+            ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date32)'
             ~ ' engine = ' ~ ledger_engine() ~ ' order by id'
         ) -%}
         {%- do run_query(
-            'insert into ' ~ list ~ ' select distinct id, batch_id, position, organization_id, toDate(created_at) from ('
+            'insert into ' ~ list ~ ' select distinct id, batch_id, position, organization_id, toDate32(created_at) from ('
             ~ owned_raw ~ ' union all select batch_id, position, id, organization_id::String, created_at from ' ~ llm_traces
             ~ ' where ' ~ is_owned ~ ')'
         ) -%}
