@@ -88,7 +88,12 @@ LONG = (
     *("test_faults.py", "test_full_disk.py", "test_recorded_costs.py"),
 )
 # On a second kind of store: the whole path, and what runs dbt over it again and again.
-LONG_ON_A_SERVER = ("test_pipeline.py", "test_billing.py", "test_bills.py", "test_explain.py")
+LONG_ON_A_SERVER = (
+    *("test_pipeline.py", "test_billing.py", "test_bills.py", "test_explain.py"),
+    *("tests/test_kill.py", "test_server_kills.py", "test_integrate.py", "test_redaction.py"),
+)
+# Of files that are short otherwise.
+LONG_TESTS = ("test_history_is_priced_again", "test_money_follows_late_traces")
 # Each read of an embedded store opens it.
 SLOW_EMBEDDED = ("test_organizations.py", "test_reader.py")
 
@@ -96,7 +101,9 @@ SLOW_EMBEDDED = ("test_organizations.py", "test_reader.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as long what takes minutes, and the whole path on a second kind of store."""
     for item in items:
-        on_server = item.path.name in LONG_ON_A_SERVER and "[server" in item.name
-        is_slow = item.path.name in SLOW_EMBEDDED and "[embedded" in item.name
-        if on_server or is_slow or item.path.name in LONG:
+        path = str(item.path)
+        on_server = path.endswith(LONG_ON_A_SERVER) and "[server" in item.name
+        is_slow = path.endswith(SLOW_EMBEDDED) and "[embedded" in item.name
+        is_long = path.endswith(LONG) or item.name.startswith(LONG_TESTS)
+        if on_server or is_slow or is_long:
             item.add_marker("long")

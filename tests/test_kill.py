@@ -23,7 +23,7 @@ SEED = int(os.environ.get("TOKENLEDGER_SEED", str(random.randrange(10**6))))
 
 
 def test_nothing_is_lost_or_doubled_under_kills(
-    embedded: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with capsys.disabled():
         print(f"\nkills: {KILLS}, TOKENLEDGER_SEED={SEED}")
@@ -49,9 +49,9 @@ def test_nothing_is_lost_or_doubled_under_kills(
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    embedded.loader("init")
+    project.loader("init")
     begun = time.monotonic()
-    embedded.dbt("run")
+    project.dbt("run")
     longest = {"loader": 1.5, "dbt": time.monotonic() - begun}
     waiting: list[Path] = []
     for round_ in range(KILLS):
@@ -59,9 +59,9 @@ def test_nothing_is_lost_or_doubled_under_kills(
         if what == "loader" or not waiting:
             what = "loader"
             waiting.append(more(f"file{round_}"))
-            process = embedded.start_loader(str(waiting[-1]))
+            process = project.start_loader(str(waiting[-1]))
         else:
-            process = embedded.start_dbt("run")
+            process = project.start_dbt("run")
         begun = time.monotonic()
         time.sleep(chance.uniform(0.05, longest[what]))
         process.send_signal(signal.SIGKILL)
@@ -71,22 +71,22 @@ def test_nothing_is_lost_or_doubled_under_kills(
         else:
             longest[what] = max(0.2, 0.9 * (time.monotonic() - begun))
         if chance.random() < 0.4:
-            embedded.loader(*map(str, waiting), expect=None)
-            embedded.dbt("run")
+            project.loader(*map(str, waiting), expect=None)
+            project.dbt("run")
 
     waiting.append(more("last"))
-    embedded.loader(*map(str, waiting), expect=None)
-    embedded.dbt("build")
+    project.loader(*map(str, waiting), expect=None)
+    project.dbt("build")
 
     with capsys.disabled():
         print(f"killed while running: {killed}")
-    rows = embedded.query("select id, response_json, prompt_tokens from llm_traces")
+    rows = project.query("select id, response_json, prompt_tokens from llm_traces")
     assert len(rows) == len(truth), "doubled or lost"
     found = {row["id"]: (row["response_json"], row["prompt_tokens"]) for row in rows}
     assert found == truth
-    assert sorted(row["raw"] for row in embedded.query("select raw from raw_rejects")) == sorted(
+    assert sorted(row["raw"] for row in project.query("select raw from raw_rejects")) == sorted(
         rejects
     )
-    assert embedded.value("select count() from int_batches__pending") == 0
-    assert embedded.value("select count() - uniqExact(batch_id) from transformed_batches") == 0
-    assert embedded.value("select count() - uniqExact(batch_id, position) from raw_traces") == 0
+    assert project.value("select count() from int_batches__pending") == 0
+    assert project.value("select count() - uniqExact(batch_id) from transformed_batches") == 0
+    assert project.value("select count() - uniqExact(batch_id, position) from raw_traces") == 0

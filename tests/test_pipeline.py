@@ -35,6 +35,7 @@ def write(path: Path, records: list[dict[str, object]]) -> Path:
     return path
 
 
+RUN = ("run", "--select", "+llm_traces_live", "+transformed_batches", "+trace_conflicts")
 TOKENS = [
     "prompt_tokens",
     "completion_tokens",
@@ -85,13 +86,13 @@ def test_the_examples_become_what_they_mean(project: Project) -> None:
 
 
 def test_a_trace_is_readable_before_and_after_dbt(project: Project, tmp_path: Path) -> None:
-    project.dbt("run")  # nothing has landed yet
+    project.dbt(*RUN)  # nothing has landed yet
     project.loader(str(write(tmp_path / "a.ndjson", [record(1), record(2)])))
     live = "select * except (transformed_at) from llm_traces_live order by id"
     waiting = project.query(live)
     assert [row["id"] for row in waiting] == ["000001", "000002"]
     assert project.value("select count() from llm_traces") == 0
-    project.dbt("run")
+    project.dbt(*RUN)
     assert project.query(live) == waiting
     assert snapshot(project) == waiting
 
@@ -99,10 +100,10 @@ def test_a_trace_is_readable_before_and_after_dbt(project: Project, tmp_path: Pa
 def test_an_id_that_comes_again_stays_what_it_was(project: Project, tmp_path: Path) -> None:
     first, other = record(7), record(7, created_at="2025-01-01T00:00:00Z", org_id="org-other")
     project.loader(str(write(tmp_path / "a.ndjson", [first, record(8), first])))
-    project.dbt("run")
+    project.dbt(*RUN)
     before = snapshot(project)
     project.loader(str(write(tmp_path / "b.ndjson", [other, record(8), record(9), record(9)])))
-    project.dbt("run")
+    project.dbt(*RUN)
     after = snapshot(project)
     assert [row for row in after if row["id"] != "000009"] == before
     assert [row["id"] for row in after] == ["000007", "000008", "000009"]
@@ -145,17 +146,17 @@ def test_no_shape_of_response_breaks_a_run_or_loses_a_row(project: Project, tmp_
 
 
 def test_the_recorded_responses_land_whole(
-    embedded: Project, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Project, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The corpus: every line a row, none rejected, none doubled, and the share that is right."""
-    embedded.loader(str(corpus / "traces.ndjson.gz"))
-    embedded.dbt("run")
-    assert embedded.value("select count() from llm_traces") == 7868
-    assert embedded.value("select uniqExact(id) from llm_traces") == 7868
-    assert embedded.value("select count() from raw_rejects") == 0
+    project.loader(str(corpus / "traces.ndjson.gz"))
+    project.dbt("run")
+    assert project.value("select count() from llm_traces") == 7868
+    assert project.value("select uniqExact(id) from llm_traces") == 7868
+    assert project.value("select count() from raw_rejects") == 0
     columns = "id, is_error, error_type, error_message, " + ", ".join(TOKENS)
     actual = tmp_path / "actual.ndjson"
-    rows = embedded.query(f"select {columns} from llm_traces")
+    rows = project.query(f"select {columns} from llm_traces")
     actual.write_text("".join(json.dumps(row) + "\n" for row in rows))
     scored = subprocess.run(
         [sys.executable, corpus / "score.py", corpus / "expected.ndjson.gz", actual],

@@ -44,15 +44,15 @@ def near(one: Decimal | None, other: Decimal | None) -> bool:
 
 
 def test_the_recorded_responses_cost_what_they_should(
-    embedded: Project, corpus: Path, capsys: pytest.CaptureFixture[str]
+    project: Project, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    embedded.loader(str(corpus / "traces.ndjson.gz"))
-    embedded.loader("prices")
+    project.loader(str(corpus / "traces.ndjson.gz"))
+    project.loader("prices")
     # With the data tests that need no more than this: charges sum to the total, and so on.
-    embedded.dbt("build", "--select", "+llm_trace_costs", "--indirect-selection", "cautious")
+    project.dbt("build", "--select", "+llm_trace_costs", "--indirect-selection", "cautious")
     costs = {
         row["id"]: row
-        for row in embedded.query(
+        for row in project.query(
             "select id, cost_status, toString(total_cost_usd) as total,"
             " toString(provider_reported_cost_usd) as reported from llm_trace_costs"
         )

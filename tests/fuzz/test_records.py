@@ -516,20 +516,20 @@ def test_long_lines_are_read_in_one_pass(line: bytes, reason: str | None, guarde
 
 
 @pytest.mark.skipif("FUZZ_STORE" not in os.environ, reason="builds the project: set FUZZ_STORE=1")
-def test_mutated_records_reach_llm_traces(embedded: Project, tmp_path: Path, seed: int) -> None:
+def test_mutated_records_reach_llm_traces(project: Project, tmp_path: Path, seed: int) -> None:
     """A sample through the store and dbt: every line a row or a reject, every id there once."""
     chance = random.Random(seed)
     data = b"".join(line_of(chance) + b"\n" for _ in range(max(1_000, count_of_records() // 200)))
     (tmp_path / "hostile.ndjson").write_bytes(data)
     lines = [line for line in data.split(b"\n") if line.strip()]
-    embedded.loader(str(tmp_path / "hostile.ndjson"), expect=1)
-    embedded.dbt("build")
+    project.loader(str(tmp_path / "hostile.ndjson"), expect=1)
+    project.dbt("build")
     landed, rejected = (
-        embedded.value(f"select count() from raw_{t}") for t in ("traces", "rejects")
+        project.value(f"select count() from raw_{t}") for t in ("traces", "rejects")
     )
     assert landed + rejected == len(lines)
     numbered = data.split(b"\n")
-    for row in embedded.query("select line, hex(raw) as raw from raw_rejects"):
+    for row in project.query("select line, hex(raw) as raw from raw_rejects"):
         assert bytes.fromhex(row["raw"]) == numbered[int(row["line"]) - 1], row["line"]
-    assert embedded.value("select count() = uniqExact(id) from llm_traces") == 1
-    assert embedded.value("select count() from int_batches__pending") == 0
+    assert project.value("select count() = uniqExact(id) from llm_traces") == 1
+    assert project.value("select count() from int_batches__pending") == 0

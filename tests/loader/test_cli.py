@@ -101,7 +101,7 @@ def test_rejects_are_listed_without_their_text(project: Project, tmp_path: Path)
     (newest,) = project.loader("rejects", "--json", "--show", "--limit", "1").stdout.splitlines()
     assert len(json.loads(newest)["head"]) <= 200
     assert len(project.loader("rejects", "--json").stdout.splitlines()) == 2
-    raw = project.value("select raw from llm.raw_rejects where line = 3")
+    raw = project.value("select raw from raw_rejects where line = 3")
     assert raw == "\x1b[31m" + "é" * 500
 
 
@@ -109,7 +109,7 @@ def test_standard_input_needs_no_argument(project: Project) -> None:
     lines = "\n".join(TRACES) + "\n"
     assert "landed 3 traces" in project.loader(stdin=lines).stdout
     assert "3 already there" in project.loader("-", stdin=lines).stdout
-    assert project.query("select source from llm.raw_batches") == [{"source": "stdin"}]
+    assert project.query("select source from raw_batches") == [{"source": "stdin"}]
 
 
 def test_nothing_to_land_is_no_error(project: Project, tmp_path: Path) -> None:
@@ -135,9 +135,7 @@ def test_a_record_above_the_limit_is_kept_as_a_reject(project: Project, tmp_path
     file = write(tmp_path / "a.ndjson", [TRACES[0], long, TRACES[1]])
     summary = land(project, file, "--max-record-mb", 1, expect=1)
     assert (summary["rows"], summary["reasons"]) == (2, {"too_large": 1})
-    kept = project.query(
-        "select raw = {long:String} as same, detail from llm.raw_rejects", long=long
-    )
+    kept = project.query("select raw = {long:String} as same, detail from raw_rejects", long=long)
     assert kept[0]["same"] == 1
     assert kept[0]["detail"] == "2000019 bytes, more than the limit of 1048576"
 
@@ -256,7 +254,7 @@ def test_init_makes_the_tables_and_may_be_repeated(project: Project) -> None:
     assert json.loads(project.loader("status", "--json").stdout)["landed"]["rows"] == 0
     assert project.value(
         "select groupArray(name) from (select name from system.tables"
-        " where database = 'llm' order by name)"
+        " where database = currentDatabase() order by name)"
     ) == ["raw_batches", "raw_rejects", "raw_traces"]
 
 

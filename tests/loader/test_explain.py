@@ -92,9 +92,8 @@ def test_costs_follow_traces_once_and_are_explained(project: Project, tmp_path: 
 
 
 def test_history_is_priced_again_by_a_chosen_book_after_a_look_at_the_difference(
-    embedded: Project, tmp_path: Path
+    project: Project, tmp_path: Path
 ) -> None:
-    project = embedded
     records = [record(0), record(1), record(2, "gpt-4o-mini"), record(3, "no-such-model")]
     project.loader(str(write(tmp_path / "a.ndjson", records)))
     project.loader("prices")

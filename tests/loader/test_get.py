@@ -10,7 +10,7 @@ from tests.support.project import Project
 
 # What dbt makes, as far as reading a trace needs it: nothing is pending.
 TABLE = """
-create table llm.llm_traces
+create table llm_traces
 (
     id String, organization_id LowCardinality(String), project_id String, agent_id String,
     agent_tags Array(LowCardinality(String)), run_id String, step_id String, trace_id String,
@@ -21,9 +21,9 @@ create table llm.llm_traces
 engine = MergeTree order by id
 """
 BESIDE = (
-    "create view llm.llm_traces_live as select * from llm.llm_traces",
-    "create table llm.int_batches__pending (batch_id String) engine = MergeTree order by batch_id",
-    "create table llm.int_traces__unioned (id String, organization_id String, step_id String,"
+    "create view llm_traces_live as select * from llm_traces",
+    "create table int_batches__pending (batch_id String) engine = MergeTree order by batch_id",
+    "create table int_traces__unioned (id String, organization_id String, step_id String,"
     " batch_id String) engine = MergeTree order by id",
 )
 
@@ -33,8 +33,6 @@ HOSTILE = "s' or 1=1 -- %_\\"
 @pytest.fixture
 def project(project: Project) -> Project:
     project.loader("init")
-    for statement in (TABLE, *BESIDE):
-        project.query(statement)
     rows = [
         ("old", "o", "s", "{}", "{}", 1),
         ("new", "o", "s", '{"a": 1.0}', "[1]", 2),
@@ -44,7 +42,9 @@ def project(project: Project) -> Project:
     ]
     tuples = ", ".join(f"({{t{index}:Array(String)}}, {row[-1]})" for index, row in enumerate(rows))
     project.query(
-        "insert into llm.llm_traces (id, organization_id, step_id, request_json,"
+        TABLE,
+        *BESIDE,
+        "insert into llm_traces (id, organization_id, step_id, request_json,"
         " response_json, created_at) select row.1[1], row.1[2], row.1[3], row.1[4], row.1[5],"
         f" toDateTime64('2026-11-01', 6, 'UTC') + row.2 from (select arrayJoin([{tuples}]) as row)",
         **{f"t{index}": list(row[:-1]) for index, row in enumerate(rows)},

@@ -38,7 +38,7 @@ def test_a_killed_loader_is_finished_by_the_next(project: Project, tmp_path: Pat
     again = project.loader(str(path))
     assert "landed 0 traces" in again.stdout
     rows = project.query(
-        "select request_json as text from llm.raw_traces union all select raw from llm.raw_rejects"
+        "select request_json as text from raw_traces union all select raw from raw_rejects"
     )
     wanted = [
         line
@@ -49,7 +49,7 @@ def test_a_killed_loader_is_finished_by_the_next(project: Project, tmp_path: Pat
     assert sorted(row["text"] for row in rows) == sorted(wanted)
     ledger = project.query(
         "select count() as batches, uniqExact(batch_id) as ids, sum(lines) as lines,"
-        " sum(`rows` + rejects) as kept from llm.raw_batches"
+        " sum(`rows` + rejects) as kept from raw_batches"
     )[0]
     assert ledger["batches"] == ledger["ids"]
     assert ledger["lines"] == ledger["kept"] == len(written)

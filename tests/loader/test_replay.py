@@ -234,7 +234,7 @@ def test_the_command_survives_kills(project: Project, tmp_path: Path) -> None:
     done = json.loads(project.loader("rejects", "--replay", "--json", expect=1).stdout)
     assert (done["rows"], done["rejects"]) == (0, 120)
     found = project.query(
-        "select count() as found, uniqExact(envelope_json) as ids from llm.raw_traces"
+        "select count() as found, uniqExact(envelope_json) as ids from raw_traces"
     )[0]
     assert (found["found"], found["ids"]) == (120, 120)
     lines = project.loader("rejects", "--limit", "1000").stdout.splitlines()

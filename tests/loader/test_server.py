@@ -35,11 +35,11 @@ def file(tmp_path: Path) -> Path:
 
 def check(project: Project) -> None:
     held = project.query(
-        "select (select count() from llm.raw_traces) as traces,"
-        " (select uniqExact(request_json) from llm.raw_traces) as texts,"
-        " (select count() from llm.raw_rejects) as rejects,"
-        " (select count() from llm.raw_batches) as batches,"
-        " (select uniqExact(batch_id) from llm.raw_batches) as ids"
+        "select (select count() from raw_traces) as traces,"
+        " (select uniqExact(request_json) from raw_traces) as texts,"
+        " (select count() from raw_rejects) as rejects,"
+        " (select count() from raw_batches) as batches,"
+        " (select uniqExact(batch_id) from raw_batches) as ids"
     )[0]
     assert list(held.values()) == [LINES * 4 // 5, LINES * 4 // 5, LINES // 5, 20, 20]
 

@@ -13,7 +13,8 @@ from tests.test_pipeline import record, write
 
 def first_part(project: Project, table: str) -> str:
     path: str = project.value(
-        f"select path from system.parts where active and database = 'llm' and table = '{table}'"
+        "select path from system.parts where active and database = currentDatabase()"
+        f" and table = '{table}'"
         " order by name limit 1"
     )
     return path
@@ -61,11 +62,11 @@ def test_a_part_that_a_power_failure_took_comes_back(embedded: Project, tmp_path
     for table in ("llm_traces", "llm_trace_costs"):
         shutil.rmtree(first_part(embedded, table))
         embedded.dbt("run")
-        assert embedded.value(f"select count() from llm.{table}") < len(before), "it is not noticed"
+        assert embedded.value(f"select count() from {table}") < len(before), "it is not noticed"
         said = operation(embedded, "mend")
         assert "batches to build again" in said
         embedded.dbt("run")
         assert embedded.query(FRESH) == before
-        assert embedded.value(f"select uniqExact(id) from llm.{table}") == len(before)
-        assert embedded.value(f"select count() from llm.{table}") == len(before)
+        assert embedded.value(f"select uniqExact(id) from {table}") == len(before)
+        assert embedded.value(f"select count() from {table}") == len(before)
     assert "WARN=0" in embedded.dbt("build").stdout

@@ -185,34 +185,33 @@ def bytes_below(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_store_never_sees_what_is_redacted(embedded: Project, tmp_path: Path) -> None:
+def test_the_store_never_sees_what_is_redacted(project: Project, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yml"
     rules.write_text(RULES)
-    embedded.env["TOKENLEDGER_REDACTION"] = str(rules)
+    project.env["TOKENLEDGER_REDACTION"] = str(rules)
     source = write(tmp_path / "a.ndjson", secrets())
     with source.open("a") as file:
         file.write(f'{{"api_key": "{SECRET}"}}\n{{"cut": "{SECRET}\n')
-    embedded.loader(str(source), expect=1)
-    rows = embedded.query(
-        "select position, request_json, repairs from raw_traces order by position"
-    )
+    project.loader(str(source), expect=1)
+    rows = project.query("select position, request_json, repairs from raw_traces order by position")
     assert rows[0]["request_json"] == (
         '{"messages": [{"role": "user", "content": "[redacted]"}],'
         ' "api_key": "[redacted]", "n": 1.0}'
     )
     assert [row["repairs"] for row in rows] == [["redacted"]] * 3
-    rejects = embedded.query("select raw from raw_rejects order by position")
+    rejects = project.query("select raw from raw_rejects order by position")
     assert [row["raw"] for row in rejects] == [
         '{"api_key": "[redacted]"}',
         f"[redacted: {len(SECRET) + 9} bytes that are no JSON]",
     ]
-    assert SECRET.encode() not in bytes_below(tmp_path / "warehouse")
-    embedded.dbt("build")
-    assert embedded.value("select sum(prompt_tokens) from llm_traces") == 6, "usage stays"
+    for folder in ("warehouse", "server"):  # of the embedded store, and of the loopback server
+        assert SECRET.encode() not in bytes_below(tmp_path / folder)
+    project.dbt("run", "--select", "+llm_traces")
+    assert project.value("select sum(prompt_tokens) from llm_traces") == 6, "usage stays"
 
 
 def test_the_spool_never_sees_what_is_redacted(
-    embedded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = tmp_path / "rules.yml"
     rules.write_text(RULES)
@@ -223,11 +222,11 @@ def test_the_spool_never_sees_what_is_redacted(
         writer.write_reject("broken_connection", "half a record", SECRET.encode())
     assert SECRET.encode() not in bytes_below(tmp_path / "spool")
     assert b"me@example.org" not in bytes_below(tmp_path / "spool")
-    embedded.env["TOKENLEDGER_REDACTION"] = str(rules)
-    embedded.loader("drain", str(tmp_path / "spool"), expect=1)
-    rows = embedded.query("select repairs from raw_traces order by position")
+    project.env["TOKENLEDGER_REDACTION"] = str(rules)
+    project.loader("drain", str(tmp_path / "spool"), expect=1)
+    rows = project.query("select repairs from raw_traces order by position")
     assert [row["repairs"] for row in rows] == [["redacted"]] * 3
-    assert embedded.value("select reason from raw_rejects") == "broken_connection"
+    assert project.value("select reason from raw_rejects") == "broken_connection"
 
 
 def test_off_it_changes_nothing(tmp_path: Path) -> None:

@@ -80,45 +80,45 @@ def test_it_reports_first_then_applies(project: Project, tmp_path: Path) -> None
     project.dbt("build")
 
 
-def test_a_range_is_a_range(embedded: Project, tmp_path: Path) -> None:
-    landed(embedded, tmp_path)
-    spoil(embedded)
+def test_a_range_is_a_range(project: Project, tmp_path: Path) -> None:
+    landed(project, tmp_path)
+    spoil(project)
     for apply in ("false", "true"):
-        operation(embedded, "reparse", f"{{from: 2026-10-01, to: 2026-11-01, apply: {apply}}}")
-    assert embedded.query(
+        operation(project, "reparse", f"{{from: 2026-10-01, to: 2026-11-01, apply: {apply}}}")
+    assert project.query(
         "select toMonth(created_at) as month, countIf(parser_version = 'older') as old"
         " from llm_traces group by month order by month"
     ) == [{"month": 9, "old": 30}, {"month": 10, "old": 0}]
-    assert "is no time" in operation(embedded, "reparse", '{from: "\' or 1"}', expect=1)
+    assert "is no time" in operation(project, "reparse", '{from: "\' or 1"}', expect=1)
 
 
-def test_it_refuses_what_was_retired(embedded: Project, tmp_path: Path) -> None:
-    landed(embedded, tmp_path)
-    spoil(embedded)
-    operation(embedded, "retire", retain_payload_days=1)
-    assert "30 traces" not in operation(embedded, "reparse", expect=1)
-    said = operation(embedded, "reparse", expect=1)
+def test_it_refuses_what_was_retired(project: Project, tmp_path: Path) -> None:
+    landed(project, tmp_path)
+    spoil(project)
+    operation(project, "retire", retain_payload_days=1)
+    assert "30 traces" not in operation(project, "reparse", expect=1)
+    said = operation(project, "reparse", expect=1)
     assert "have been retired" in said
     assert "60 traces" in said
-    assert "rules of now" in operation(embedded, "reparse", "{skip_retired: true}")
-    assert embedded.value("select countIf(parser_version = 'older') from llm_traces") == 60
+    assert "rules of now" in operation(project, "reparse", "{skip_retired: true}")
+    assert project.value("select countIf(parser_version = 'older') from llm_traces") == 60
 
 
 @pytest.mark.parametrize("kills", [4])
 def test_killed_at_any_moment_it_loses_nothing(
-    embedded: Project, tmp_path: Path, kills: int
+    project: Project, tmp_path: Path, kills: int
 ) -> None:
-    fresh = landed(embedded, tmp_path, rows=2000)
-    spoil(embedded)
-    operation(embedded, "reparse")
+    fresh = landed(project, tmp_path, rows=2000)
+    spoil(project)
+    operation(project, "reparse")
     chance = random.Random(7)
     for _ in range(kills):
-        process = embedded.start_dbt("run-operation", "reparse", "--args", "{apply: true}")
+        process = project.start_dbt("run-operation", "reparse", "--args", "{apply: true}")
         time.sleep(chance.uniform(4, 9))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        rows = embedded.query(f"select {KEPT} from llm_traces order by id")
+        rows = project.query(f"select {KEPT} from llm_traces order by id")
         assert rows == [{name: row[name] for name in rows[0]} for row in fresh]
-    operation(embedded, "reparse", "{apply: true}")
-    assert embedded.query(FRESH) == fresh
-    assert embedded.query("show tables like 'llm_traces__reparse'") == []
+    operation(project, "reparse", "{apply: true}")
+    assert project.query(FRESH) == fresh
+    assert project.query("show tables like 'llm_traces__reparse'") == []

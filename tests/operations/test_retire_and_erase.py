@@ -31,12 +31,12 @@ def traces(first: int, last: int) -> list[dict[str, object]]:
     return [record(number, user_id=f"user-{number % 10}") for number in range(first, last)]
 
 
-def test_retention_is_off_by_default(embedded: Project, tmp_path: Path) -> None:
-    land(embedded, tmp_path / "a.ndjson", traces(1, 10))
-    embedded.dbt("run")
-    assert "nothing to retire" in operation(embedded, "retire")
-    assert "whole number" in operation(embedded, "retire", expect=1, retain_raw_days="soon")
-    assert embedded.value("select count() from raw_traces") == 9
+def test_retention_is_off_by_default(project: Project, tmp_path: Path) -> None:
+    land(project, tmp_path / "a.ndjson", traces(1, 10))
+    project.dbt("run")
+    assert "nothing to retire" in operation(project, "retire")
+    assert "whole number" in operation(project, "retire", expect=1, retain_raw_days="soon")
+    assert project.value("select count() from raw_traces") == 9
 
 
 def test_what_is_old_goes_and_the_rest_stays_true(project: Project, tmp_path: Path) -> None:
@@ -72,24 +72,25 @@ def test_what_is_old_goes_and_the_rest_stays_true(project: Project, tmp_path: Pa
     assert project.value("select count() from trace_conflicts") == 0
 
 
-def test_a_rebuild_is_refused_where_raw_rows_are_retired(embedded: Project, tmp_path: Path) -> None:
-    land(embedded, tmp_path / "a.ndjson", traces(1, 31))
-    embedded.dbt("run")
-    before = embedded.query(FRESH)
+def test_a_rebuild_is_refused_where_raw_rows_are_retired(project: Project, tmp_path: Path) -> None:
+    land(project, tmp_path / "a.ndjson", traces(1, 31))
+    project.dbt("run")
+    before = project.query(FRESH)
     table = (
-        "select toString(uuid) from system.tables where database = 'llm' and name = 'llm_traces'"
+        "select toString(uuid) from system.tables"
+        " where database = currentDatabase() and name = 'llm_traces'"
     )
-    stood = embedded.value(table)
-    embedded.dbt("run", "--full-refresh")
-    assert embedded.value(table) == stood, "a plain full refresh does not touch it"
-    embedded.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
-    assert embedded.value(table) != stood, "it is built anew on purpose alone"
-    assert embedded.query(FRESH) == before
-    embedded.query(AGE)
-    operation(embedded, "retire", retain_raw_days=30)
-    done = embedded.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true", expect=1)
+    stood = project.value(table)
+    project.dbt("run", "--full-refresh")
+    assert project.value(table) == stood, "a plain full refresh does not touch it"
+    project.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
+    assert project.value(table) != stood, "it is built anew on purpose alone"
+    assert project.query(FRESH) == before
+    project.query(AGE)
+    operation(project, "retire", retain_raw_days=30)
+    done = project.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true", expect=1)
     assert "llm_traces cannot be built anew" in done.stdout
-    assert embedded.query(FRESH) == before
+    assert project.query(FRESH) == before
 
 
 def test_an_organization_is_erased_from_every_table(project: Project, tmp_path: Path) -> None:
@@ -135,36 +136,36 @@ def test_an_organization_is_erased_from_every_table(project: Project, tmp_path: 
     assert project.value("select countIf(organization_id = 'org-0') from llm_traces") == 0
 
 
-def test_an_end_user_is_erased(embedded: Project, tmp_path: Path) -> None:
-    land(embedded, tmp_path / "a.ndjson", traces(1, 41))
-    embedded.dbt("run")
-    operation(embedded, "erase", "{user: user-7, organization: org-1}")
-    left = embedded.query("select id from llm_traces order by id")
+def test_an_end_user_is_erased(project: Project, tmp_path: Path) -> None:
+    land(project, tmp_path / "a.ndjson", traces(1, 41))
+    project.dbt("run")
+    operation(project, "erase", "{user: user-7, organization: org-1}")
+    left = project.query("select id from llm_traces order by id")
     want = [n for n in range(1, 41) if not (n % 10 == 7 and n % 3 == 1)]
     assert [int(row["id"]) for row in left] == want
-    assert "is empty" in operation(embedded, "erase", "{user: ''}", expect=1)
-    assert "whose traces" in operation(embedded, "erase", expect=1)
-    operation(embedded, "erase", '{organization: "x\' or 1=1 --"}')
-    assert embedded.value("select count() from llm_traces") == len(want)
-    embedded.dbt("build")
+    assert "is empty" in operation(project, "erase", "{user: ''}", expect=1)
+    assert "whose traces" in operation(project, "erase", expect=1)
+    operation(project, "erase", '{organization: "x\' or 1=1 --"}')
+    assert project.value("select count() from llm_traces") == len(want)
+    project.dbt("build")
 
 
-def test_killed_erasing_is_completed_by_the_same_call(embedded: Project, tmp_path: Path) -> None:
-    land(embedded, tmp_path / "a.ndjson", traces(1, 2001), broken=6)
-    embedded.dbt("run")
+def test_killed_erasing_is_completed_by_the_same_call(project: Project, tmp_path: Path) -> None:
+    land(project, tmp_path / "a.ndjson", traces(1, 2001), broken=6)
+    project.dbt("run")
     chance = random.Random(3)
     for _ in range(4):
-        process = embedded.start_dbt("run-operation", "erase", "--args", "{organization: org-1}")
+        process = project.start_dbt("run-operation", "erase", "--args", "{organization: org-1}")
         time.sleep(chance.uniform(3, 7))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        embedded.dbt("run")
-    operation(embedded, "erase", "{organization: org-1}")
-    done = embedded.dbt("build")
+        project.dbt("run")
+    operation(project, "erase", "{organization: org-1}")
+    done = project.dbt("build")
     assert "WARN=0" in done.stdout
-    ids = embedded.query("select id from llm_traces order by id")
+    ids = project.query("select id from llm_traces order by id")
     assert [int(row["id"]) for row in ids] == [n for n in range(1, 2001) if n % 3 != 1]
     assert (
-        embedded.value("select countIf(position(envelope_json, '\"org-1\"') > 0) from raw_traces")
+        project.value("select countIf(position(envelope_json, '\"org-1\"') > 0) from raw_traces")
         == 0
     )

@@ -15,8 +15,7 @@ def test_roles_are_printed_and_parse(embedded: Project) -> None:
     args = f'{{dry_run: true, organizations: [org-1, "{ODD.replace(chr(92), chr(92) * 2)}"]}}'
     printed = embedded.dbt("--quiet", "run-operation", "create_roles", "--args", args).stdout
     statements = [line.rstrip(";") for line in printed.splitlines() if line]
-    for statement in statements:
-        assert embedded.query("explain ast " + statement), statement
+    assert embedded.query(*("explain ast " + statement for statement in statements))
 
     writer = [text for text in statements if text.endswith("tokenledger_writer")]
     assert writer == [

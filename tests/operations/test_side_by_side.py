@@ -23,17 +23,17 @@ def truth() -> Truth:
     return Truth()
 
 
-def test_a_run_while_landing_goes_on(server: Project, truth: Truth, tmp_path: Path) -> None:
+def test_a_run_while_landing_goes_on(project: Project, truth: Truth, tmp_path: Path) -> None:
     chance = random.Random(11)
-    server.env["TOKENLEDGER_BATCH_LINES"] = "100"
-    server.loader("prices")
-    server.dbt("run", *MODELS)
+    project.env["TOKENLEDGER_BATCH_LINES"] = "100"
+    project.loader("prices")
+    project.dbt("run", *MODELS)
     files = [str(truth.write(tmp_path / f"{n}.ndjson", 400, chance)) for n in range(16)]
     is_over = threading.Event()
 
     def land(mine: list[str]) -> None:
         for file in mine:
-            if server.start_loader(file, "--json").wait(300) != 1:
+            if project.start_loader(file, "--json").wait(300) != 1:
                 failed.append(file)
 
     def land_all() -> None:
@@ -49,17 +49,17 @@ def test_a_run_while_landing_goes_on(server: Project, truth: Truth, tmp_path: Pa
     landing.start()
     runs = 0
     while not is_over.is_set():
-        server.dbt("run", *MODELS)
+        project.dbt("run", *MODELS)
         runs += 1
         doubled = "select count() - uniqExact(id) from"
-        assert server.value(f"{doubled} llm_traces") == 0
-        assert server.value(f"{doubled} llm_traces_live") == 0
+        assert project.value(f"{doubled} llm_traces") == 0
+        assert project.value(f"{doubled} llm_traces_live") == 0
     landing.join()
     assert failed == []
     assert runs >= 1
-    server.dbt("run", *MODELS)
-    assert differences_of_landing(server, truth) == []
-    assert differences_of_traces(server, truth) == []
+    project.dbt("run", *MODELS)
+    assert differences_of_landing(project, truth) == []
+    assert differences_of_traces(project, truth) == []
 
 
 @pytest.mark.parametrize("effect", ["done", "none"])

@@ -210,13 +210,13 @@ def test_the_verbs_give_nothing_of_another(store: Project) -> None:
 
 @pytest.mark.parametrize("organization", ["org-1\\' --", "%"])
 def test_erasing_one_leaves_every_other(
-    embedded: Project, tmp_path: Path, organization: str
+    project: Project, tmp_path: Path, organization: str
 ) -> None:
-    embedded.loader(str(write(tmp_path / "a.ndjson", records(0))))
-    embedded.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
-    embedded.loader(str(write(tmp_path / "b.ndjson", [record(999, org_id="late")])))
-    said = operation(embedded, "erase", json.dumps({"organization": organization}))
+    project.loader(str(write(tmp_path / "a.ndjson", records(0))))
+    project.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
+    project.loader(str(write(tmp_path / "b.ndjson", [record(999, org_id="late")])))
+    said = operation(project, "erase", json.dumps({"organization": organization}))
     assert "erased" in said
-    left = embedded.query("select organization_id as o from llm_traces_live")
+    left = project.query("select organization_id as o from llm_traces_live")
     want = [each for each in [*ORGANIZATIONS, "late"] if each != organization]
     assert sorted(row["o"] for row in left) == sorted(want)

@@ -103,9 +103,9 @@ def test_a_failing_server_is_told_of_without_them(tmp_path: Path, file: Path) ->
             said.append(loud(project, str(file), "--json"))
             front.behave()
         # What the engine itself says of rows that it cannot take.
-        project.query("alter table llm.raw_traces add constraint no check request_json = ''")
+        project.query("alter table raw_traces add constraint no check request_json = ''")
         said.append(loud(project, str(file)))
-        project.query("alter table llm.raw_traces drop constraint no")
+        project.query("alter table raw_traces drop constraint no")
         project.env["CLICKHOUSE_PASSWORD"] = PASSWORD + "wrong"
         said.append(loud(project, str(file)))
         done = project.dbt("--log-level", "debug", "run", "--log-level-file", "debug", expect=None)

@@ -219,9 +219,9 @@ def test_every_fault_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str])
                 subprocess.run(["umount", "-l", str(spool)], capture_output=True)
                 subprocess.run(["umount", "-l", str(disk)], capture_output=True)
         project.dbt(*RUN)
-        rows = Counter(row["id"] for row in project.query("select id from llm.llm_traces"))
+        rows = Counter(row["id"] for row in project.query("select id from llm_traces"))
         reasons = {
-            row["reason"] for row in project.query("select distinct reason from llm.raw_rejects")
+            row["reason"] for row in project.query("select distinct reason from raw_rejects")
         }
     acknowledged, refused = load.acknowledged()
     with capsys.disabled():

@@ -39,7 +39,7 @@ def ask(port: int, prompt: str) -> str:
             time.sleep(0.1)
 
 
-def test_the_documented_server_is_wired_in(embedded: Project, tmp_path: Path) -> None:
+def test_the_documented_server_is_wired_in(project: Project, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "integrate.md").read_text()
     found = re.search(r"<!-- server.py -->\n```python\n(.*?)```", text, re.DOTALL)
     assert found is not None
@@ -49,7 +49,7 @@ def test_the_documented_server_is_wired_in(embedded: Project, tmp_path: Path) ->
     server = subprocess.Popen(
         [sys.executable, "server.py"],
         cwd=tmp_path,
-        env=embedded.env | variables,
+        env=project.env | variables,
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -57,13 +57,13 @@ def test_the_documented_server_is_wired_in(embedded: Project, tmp_path: Path) ->
     finally:
         server.terminate()  # as most servers end: without a word to anybody
         server.wait()
-    embedded.loader("drain", str(spool))
-    embedded.dbt("run", "--select", "+llm_traces_live")
-    trace = json.loads(embedded.loader("get", good, "--organization", "org-1").stdout)
+    project.loader("drain", str(spool))
+    project.dbt("run", "--select", "+llm_traces_live")
+    trace = json.loads(project.loader("get", good, "--organization", "org-1").stdout)
     assert trace["request_json"]["messages"] == [{"role": "user", "content": "hi"}]
-    rows = embedded.query(
+    rows = project.query(
         "select step_id, is_error, error_message, total_tokens, billing_plan_type"
-        " from llm.llm_traces order by is_error"
+        " from llm_traces order by is_error"
     )
     assert [tuple(row.values()) for row in rows] == [
         (good, False, None, 12, "pro"),

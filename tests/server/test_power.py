@@ -110,7 +110,8 @@ def test_what_is_landed_is_on_the_disk(embedded: Project) -> None:
     embedded.loader("init")
     tables: list[dict[str, Any]] = embedded.query(
         "select name, create_table_query as ddl from system.tables"
-        " where database = 'llm' and name in ('raw_traces', 'raw_rejects', 'raw_batches')"
+        " where database = currentDatabase()"
+        " and name in ('raw_traces', 'raw_rejects', 'raw_batches')"
     )
     assert len(tables) == 3
     for table in tables:

@@ -207,7 +207,7 @@ def test_nothing_is_read_across_organizations(reader: Reader, organization: str)
 
 def test_every_name_gives_what_the_live_view_holds(store: Project, reader: Reader) -> None:
     """Also where something else is pending, and the answer is taken from llm_traces."""
-    live = store.query("select id, organization_id, step_id, created_at from llm.llm_traces_live")
+    live = store.query("select id, organization_id, step_id, created_at from llm_traces_live")
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(live, key=lambda row: str(row["created_at"])):
         newest[row["organization_id"], row["step_id"]] = row
@@ -257,7 +257,7 @@ def test_the_originals_reader_gives_what_the_live_view_holds(
 ) -> None:
     """It reads what is pending by a shorter way, which must lead to the same traces."""
     live = store.query(
-        "select id, organization_id, step_id, request_json from llm.llm_traces_live"
+        "select id, organization_id, step_id, request_json from llm_traces_live"
         " order by created_at desc, landed_at desc, id desc limit 1 by organization_id, step_id"
     )
     wanted = {"0040", "0041", "0031", "0003", "0006"}

@@ -36,14 +36,14 @@ def start_traffic(spool: Path, name: str, fsync: str) -> subprocess.Popen[str]:
 
 
 def test_what_was_acknowledged_is_there_once(
-    embedded: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with capsys.disabled():
         print(f"\nserver kills: {ROUNDS} rounds, TOKENLEDGER_SEED={SEED}")
     chance = random.Random(SEED)
     spool = tmp_path / "spool"
     Writer(spool).close()
-    embedded.loader("init")
+    project.loader("init")
     acknowledged: list[str] = []
     started = 0
     killed = {"server": 0, "drainer": 0, "dbt": 0}
@@ -53,9 +53,9 @@ def test_what_was_acknowledged_is_there_once(
         traffic = start_traffic(spool, f"r{round_}", policy)
         started += 1
         if drainer is None or drainer.poll() is not None:
-            drainer = embedded.start_loader("drain", str(spool), "--follow", "--max-wait", "0.1")
+            drainer = project.start_loader("drain", str(spool), "--follow", "--max-wait", "0.1")
         if round_ == ROUNDS // 2:
-            dbt = embedded.start_dbt("run", "--select", "+transformed_batches")
+            dbt = project.start_dbt("run", "--select", "+transformed_batches")
         time.sleep(chance.uniform(0.6, 1.4))
         if chance.random() < 0.6:
             drainer.send_signal(signal.SIGKILL)
@@ -74,11 +74,11 @@ def test_what_was_acknowledged_is_there_once(
     if drainer is not None and drainer.poll() is None:
         drainer.send_signal(signal.SIGTERM)
         drainer.communicate(timeout=60)
-    embedded.loader("drain", str(spool), expect=None)
+    project.loader("drain", str(spool), expect=None)
     assert list(spool.iterdir()) == []
 
-    embedded.dbt("run", "--select", "+transformed_batches")
-    rows = [row["id"] for row in embedded.query("select id from llm.llm_traces")]
+    project.dbt("run", "--select", "+transformed_batches")
+    rows = [row["id"] for row in project.query("select id from llm_traces")]
     with capsys.disabled():
         print(f"killed: {killed}; acknowledged {len(acknowledged)}, in llm_traces {len(rows)}")
     assert len(acknowledged) > 50

@@ -2,17 +2,21 @@
 
     python -m tests.soak --minutes 10
     python -m tests.soak --kills 1000 --seed 42
+    python -m tests.soak --kills 300 --server
 
-Side by side on one embedded store: loaders of files and of standard input, servers that write into
-a spool, a drainer, dbt runs, and readers that look for doubled ids at any moment. Each is killed
-at random moments and started again. At the end what was left is completed without kills, and
-ids, bytes, rejects, ledgers, costs and days are compared with the truth. The seed is printed; it
-repeats what is sent and when kills are tried, not what the machine was doing then.
+Side by side on one store: loaders of files and of standard input, servers that write into a spool,
+a drainer, dbt runs, and readers that look for doubled ids at any moment. Each is killed at random
+moments and started again. With `--server` the store is behind ClickHouse's HTTP, which is killed
+too, and drops answers to inserts that took effect and to some that did not. At the end what was
+left is completed without kills, and ids, bytes, rejects, ledgers, costs and days are compared with
+the truth. The seed is printed; it repeats what is sent and when kills are tried, not what the
+machine was doing then.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import signal
@@ -34,6 +38,7 @@ from tests.soak.truth import (
     differences_of_landing,
     differences_of_traces,
 )
+from tests.support.http_front import Front
 from tests.support.project import ROOT, Project
 
 _READ = "select count() as rows, uniqExact(id) as ids from llm_traces"
@@ -48,15 +53,18 @@ class Soak:
         Scratch.
     seed : int
         Of all chances.
+    front : Front, optional
+        The server that holds the store, and fails too; without it the store is embedded.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, front: Front | None = None) -> None:
         self.folder = folder
         self.seed = seed
+        self.front = front
         self.project = Project(
             folder / "project",
             {
-                "CHDB_PATH": str(folder / "warehouse"),
+                **(front.env() if front else {"CHDB_PATH": str(folder / "warehouse")}),
                 "TOKENLEDGER_BATCH_LINES": "100",
                 "TOKENLEDGER_LOCK_TIMEOUT": "600",
             },
@@ -81,6 +89,8 @@ class Soak:
         Writer(self.spool).close()
         until = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         actors = [self._files, self._stdin, self._drain, self._server, self._dbt, self._reader]
+        if self.front:
+            actors.append(self._store)
         threads = [threading.Thread(target=self._guard, args=(actor,)) for actor in actors]
         for thread in threads:
             thread.start()
@@ -119,6 +129,13 @@ class Soak:
                 self._kills += 1
         return process.returncode == -signal.SIGKILL, *outputs
 
+    def _is_landed(self, what: str, process: subprocess.Popen[str], chance: random.Random) -> bool:
+        """Wait for a loader, or kill it; a store that fails is told by exit code 3 alone."""
+        was_killed, _, error = self._let_live(what, process, chance, 4.0)
+        if not was_killed:
+            assert process.returncode in ((0, 1, 3) if self.front else (0, 1)), error
+        return process.returncode in (0, 1)
+
     def _files(self, chance: random.Random) -> None:
         with self._lock:
             path = self.folder / f"file{self.started['files']}.ndjson"
@@ -126,9 +143,7 @@ class Soak:
             self.unfinished[str(path)] = False
         while not self._end.is_set():
             process = self.project.start_loader(str(path))
-            was_killed, _, error = self._let_live("files", process, chance, 4.0)
-            if not was_killed:
-                assert process.returncode in (0, 1), error
+            if self._is_landed("files", process, chance):
                 del self.unfinished[str(path)]
                 return
 
@@ -141,9 +156,8 @@ class Soak:
         while not self._end.is_set():
             with path.open() as stream:
                 process = self.project.start_loader("-", stdin=stream)
-                was_killed, _, error = self._let_live("stdin", process, chance, 4.0)
-            if not was_killed:
-                assert process.returncode in (0, 1), error
+                is_landed = self._is_landed("stdin", process, chance)
+            if is_landed:
                 del self.unfinished[str(path)]
                 return
 
@@ -168,16 +182,16 @@ class Soak:
 
     def _drain(self, chance: random.Random) -> None:
         process = self.project.start_loader("drain", str(self.spool))
-        was_killed, _, error = self._let_live("drain", process, chance, 4.0)
-        assert was_killed or process.returncode in (0, 1), error
+        self._is_landed("drain", process, chance)
         self._end.wait(chance.uniform(0, 0.5))
 
     def _dbt(self, chance: random.Random) -> None:
         begun = time.monotonic()
         process = self.project.start_dbt("run")
         was_killed, out, error = self._let_live("dbt", process, chance, self._longest["dbt"])
-        assert was_killed or process.returncode == 0, out[-800:] + error[-200:]
-        if not was_killed:
+        is_done = process.returncode == 0
+        assert was_killed or is_done or self.front, out[-800:] + error[-200:]
+        if is_done:
             self._longest["dbt"] = max(5.0, 0.9 * (time.monotonic() - begun))
 
     def _reader(self, chance: random.Random) -> None:
@@ -185,18 +199,37 @@ class Soak:
             sys.executable, "-m", "tests.support.ask", stdin=subprocess.PIPE
         )
         assert process.stdin is not None
-        process.stdin.write(json.dumps({"sql": _READ, "parameters": {}}))
+        process.stdin.write(json.dumps({"sql": [_READ], "parameters": {}}))
         process.stdin.close()
         process.stdin = None
         was_killed, out, error = self._let_live("reader", process, chance, 8.0)
         if not was_killed:
-            assert process.returncode == 0, error
+            assert process.returncode == 0 or self.front, error
+        if process.returncode == 0:
             row = json.loads(out)
             assert row["rows"] == row["ids"], f"a reader saw {row}"
         self._end.wait(chance.uniform(0, 2))
 
+    def _store(self, chance: random.Random) -> None:
+        """Kill the store and start it again, or let it drop answers."""
+        assert self.front
+        self._end.wait(chance.uniform(1, 8))
+        if chance.random() < 0.3:
+            self.started["store"] += 1
+            self.front.kill()
+            self._end.wait(chance.uniform(0, 2))
+            self.front.start()
+            with self._lock:
+                self.killed["store"] += 1
+                self._kills += 1
+        else:
+            effect = chance.choice(["done", "none"])
+            self.front.misbehave("drop", effect=effect, inserts=True, count=chance.randrange(1, 4))
+
     def _settle(self) -> list[str]:
         """Complete what was left, without kills, and compare."""
+        if self.front:
+            self.front.behave()
         for path, is_stream in list(self.unfinished.items()):
             if is_stream:
                 self.project.loader("-", stdin=Path(path).read_text(), expect=None)
@@ -240,13 +273,16 @@ def main() -> int:
     parser.add_argument("--kills", type=int, help="stop after so many kills")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--folder", type=Path, help="where to keep the store (default: removed)")
+    parser.add_argument("--server", action="store_true", help="behind HTTP, which fails too")
     args = parser.parse_args()
     minutes = 10.0 if args.minutes is None and args.kills is None else args.minutes
     print(f"soak: seed {args.seed}", flush=True)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tokenledger-soak-") as scratch:
-        soak = Soak(args.folder or Path(scratch), args.seed)
-        found = soak.run(minutes, args.kills)
+        folder = args.folder or Path(scratch)
+        with Front(folder / "server") if args.server else contextlib.nullcontext() as front:
+            soak = Soak(folder, args.seed, front)
+            found = soak.run(minutes, args.kills)
         print(soak.table())
         print(
             f"{len(soak.truth.traces):,} traces, {soak.truth.rejects.total():,} rejects sent, "

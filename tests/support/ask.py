@@ -1,6 +1,7 @@
-"""Run one query on the store that the environment names; a process apart from the test's own.
+"""Run statements on the store that the environment names; a process apart from the test's own.
 
-Standard input is `{"sql": …, "parameters": {…}}`, standard output one JSON object a row.
+Standard input is `{"sql": […], "parameters": {…}}`, standard output one JSON object a row, of the last
+statement alone.
 """
 
 import json
@@ -13,6 +14,7 @@ if __name__ == "__main__":
     asked = json.load(sys.stdin)
     with open_store(Settings.from_environment()) as store:
         store._client.database = store.database
-        answer = store._client.query(asked["sql"], parameters=asked["parameters"])
+        for sql in asked["sql"]:
+            answer = store._client.query(sql, parameters=asked["parameters"])
         for row in answer.named_results():
             print(json.dumps(row, default=str))
