@@ -1,7 +1,7 @@
 """Run statements on the store that the environment names; a process apart from the test's own.
 
-Standard input is `{"sql": […], "parameters": {…}}`, standard output one JSON object a row, of the last
-statement alone.
+Standard input is `{"sql": […], "parameters": {…}}`, standard output one JSON object a row,
+of the last statement alone.
 """
 
 import json
