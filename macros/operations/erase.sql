@@ -7,27 +7,34 @@ rejects, llm_traces and every model made of it.
     dbt run-operation erase --args '{user: user-7, organization: org-1}'
 
 One of organization, user, customer, agent is needed; several narrow it (all must hold). `user` is
-the envelope's user_id, which only raw_traces holds; `customer` the billing customer; `agent` the
-agent_id. A reject cannot be read, so it goes when its bytes hold every one of the ids as a JSON
-string.
+the envelope's user_id, which only raw_traces holds; `customer` the billing customer, of the trace or
+of the subscription that holds at its time; `agent` the agent_id. A trace goes with every arrival of
+it in its organization: one that stayed would be the trace from the next run on. A reject cannot be
+read, so it goes when its bytes hold every one of the ids as a JSON string, however spelled.
 
 Order, so that a kill at any instant leaves a state that the same call completes, and no run brings
 anything back: what is to go is listed, batches to look at again are reopened, what will go from the
 raw tables is recorded in retired_batches, raw rows go, then derived models, then llm_traces, and the
 list last. Roll-ups by day follow by themselves: a day's fingerprint changes with its traces.
 -#}
-{%- macro erase(organization=none, user=none, customer=none, agent=none, dry_run=false) -%}
-    {%- set subject = {'organization': organization, 'user': user, 'customer': customer, 'agent': agent} -%}
-    {%- set given = [] -%}
-    {%- for kind, value in subject.items() if value is not none -%}
-        {%- if value | string | trim == '' -%}
+{%- macro erase(dry_run=false) -%}
+    {%- set columns = {'organization': 'organization_id', 'customer': 'billing_customer_id', 'agent': 'agent_id'} -%}
+    {%- if dry_run is not boolean -%}
+        {{ exceptions.raise_compiler_error('erase: dry_run is true or false.') }}
+    {%- endif -%}
+    {%- for kind, value in kwargs.items() -%}
+        {%- if kind not in columns and kind != 'user' -%}
+            {{ exceptions.raise_compiler_error('erase: ' ~ kind ~ ' is no argument: organization, user, customer, agent and dry_run are.') }}
+        {%- elif value is not string -%}
+            {{ exceptions.raise_compiler_error('erase: ' ~ kind ~ ' is to be one text, and YAML reads what was given as something else. Write it in quotes: {' ~ kind ~ ': "0123"}.') }}
+        {%- elif value | trim == '' -%}
             {{ exceptions.raise_compiler_error('erase: ' ~ kind ~ ' is empty, which is every trace without one. Name it.') }}
         {%- endif -%}
-        {%- do given.append(kind) -%}
     {%- endfor -%}
-    {%- if not given -%}
+    {%- if not kwargs -%}
         {{ exceptions.raise_compiler_error("erase: whose traces? --args '{organization: ...}', or user, customer, agent.") }}
     {%- endif -%}
+    {%- set user = kwargs.get('user') -%}
 
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {%- do create_operations_tables() -%}
@@ -36,42 +43,56 @@ list last. Roll-ups by day follow by themselves: a day's fingerprint changes wit
     {%- set raw_traces = source('raw', 'raw_traces') -%}
     {%- set raw_rejects = source('raw', 'raw_rejects') -%}
     {%- set retired = source('operations', 'retired_batches') -%}
+    {%- set arrivals = _billed_arrivals() if 'customer' in kwargs else ref('int_traces__unioned') -%}
 
     {#- What the subject owns. In raw rows all four are readable; llm_traces holds three of them. -#}
     {%- set conditions = [] -%}
-    {%- for kind, column in {'organization': 'organization_id', 'customer': 'trace_customer_id', 'agent': 'agent_id'}.items() if kind in given -%}
-        {%- do conditions.append(column ~ ' = ' ~ sql_text(subject[kind])) -%}
+    {%- for kind, column in columns.items() if kind in kwargs -%}
+        {%- do conditions.append(column ~ ' = ' ~ sql_text(kwargs[kind])) -%}
     {%- endfor -%}
-    {%- if user is not none -%}
-        {%- do conditions.append(
-            '(batch_id, position) in (select batch_id, position from ' ~ raw_traces
-            ~ ' where JSONExtract(' ~ readable_json('envelope_json') ~ ", 'user_id', 'Nullable(String)') = " ~ sql_text(user) ~ ')'
+    {%- set of_user = '(batch_id, position) in (select batch_id, position from ' ~ raw_traces
+        ~ ' where JSONExtract(' ~ readable_json('envelope_json') ~ ", 'user_id', 'Nullable(String)') = " ~ sql_text(user) ~ ')' -%}
+    {%- set place = 'id, batch_id, position' -%}
+    {%- set listed = place ~ ', organization_id::String as organization_id, toDate32(created_at) as created_date' -%}
+    {%- set owned = 'select ' ~ listed ~ ' from ' ~ arrivals ~ ' where '
+        ~ (conditions + ([of_user] if user is not none else [])) | join(' and ') -%}
+    {%- set is_of_owned_arrival = '(' ~ place ~ ') in (select ' ~ place ~ ' from (' ~ owned ~ '))' -%}
+    {%- set is_owned = is_of_owned_arrival if user is not none
+        else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')' -%}
+    {%- set seeds = owned ~ ' union all select ' ~ listed ~ ' from ' ~ llm_traces ~ ' where ' ~ is_owned -%}
+
+    {#- The work list outlives a kill: it is what the ids are known from once raw rows are gone. -#}
+    {%- set list = api.Relation.create(database='', schema=target.schema, identifier='erase_list') -%}
+    {%- if dry_run -%}
+        {%- set going = '(' ~ seeds ~ ' union distinct ' ~ _other_arrivals('(' ~ seeds ~ ')', listed) ~ ')' -%}
+    {%- else -%}
+        {%- do run_query(
+            'create table if not exists ' ~ list ~ on_cluster()
+            ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date32)'
+            ~ ' engine = ' ~ ledger_engine() ~ ' order by id'
         ) -%}
+        {%- for more in [seeds, _other_arrivals(list, listed)] -%}
+            {%- do run_query('insert into ' ~ list ~ ' (' ~ place ~ ', organization_id, created_date) select distinct * from (' ~ more ~ ')') -%}
+        {%- endfor -%}
+        {%- set going = list -%}
     {%- endif -%}
-    {%- set owned_raw = 'select batch_id, position, id, organization_id, created_at from ' ~ ref('int_traces__unioned')
-        ~ ' where ' ~ conditions | join(' and ') -%}
+    {%- set places = '(select ' ~ place ~ ' from ' ~ going ~ ')' -%}
+
     {%- set needles = [] -%}
-    {%- for kind in given -%}
-        {%- do needles.append('position(raw, toJSONString(' ~ sql_text(subject[kind]) ~ ')) > 0') -%}
+    {%- for value in kwargs.values() -%}
+        {%- do needles.append(names_text('raw', value)) -%}
     {%- endfor -%}
     {%- set owned_rejects = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ') -%}
 
-    {#- The traces: those that llm_traces says are theirs, and those whose own arrival is. -#}
-    {%- set trace_conditions = [] -%}
-    {%- for kind, column in {'organization': 'organization_id', 'customer': 'billing_customer_id', 'agent': 'agent_id'}.items() if kind in given -%}
-        {%- do trace_conditions.append(column ~ ' = ' ~ sql_text(subject[kind])) -%}
-    {%- endfor -%}
-    {%- set by_arrival = '(id, batch_id, position) in (select id, batch_id, position from (' ~ owned_raw ~ '))' -%}
-    {%- set is_owned = by_arrival if user is not none
-        else '((' ~ trace_conditions | join(' and ') ~ ') or ' ~ by_arrival ~ ')' -%}
-
     {%- set report = run_query(
-        "select * from (select 'raw_traces' as `table`, count() as `rows` from (" ~ owned_raw ~ ")"
+        "select * from (select 'raw_traces' as `table`, count() as `rows` from " ~ raw_traces
+        ~ " where (batch_id, position) in (select batch_id, position from " ~ going ~ ")"
         ~ " union all select 'raw_rejects', count() from (" ~ owned_rejects ~ ")"
-        ~ " union all select 'llm_traces', count() from " ~ llm_traces ~ " where " ~ is_owned
+        ~ " union all select 'llm_traces', count() from " ~ llm_traces ~ " where (" ~ place ~ ") in " ~ places
         ~ ") order by `table`"
     ) -%}
-    {%- do print('erasing the traces of ' ~ given | join(' and ') ~ (' (dry run: nothing is deleted)' if dry_run else '')) -%}
+    {%- set kinds = kwargs.keys() | list -%}
+    {%- do print('erasing the traces of ' ~ kinds | join(' and ') ~ (' (dry run: nothing is deleted)' if dry_run else '')) -%}
     {%- do report.print_table(max_columns=none) -%}
     {%- if user is not none -%}
         {%- set unknown = run_query(
@@ -84,20 +105,7 @@ list last. Roll-ups by day follow by themselves: a day's fingerprint changes wit
     {%- endif -%}
 
     {%- if not dry_run -%}
-        {#- The work list outlives a kill: it is what the ids are known from once raw rows are gone. -#}
-        {%- set list = api.Relation.create(database='', schema=target.schema, identifier='erase_list') -%}
-        {%- do run_query(
-            'create table if not exists ' ~ list ~ on_cluster()
-            ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date32)'
-            ~ ' engine = ' ~ ledger_engine() ~ ' order by id'
-        ) -%}
-        {%- do run_query(
-            'insert into ' ~ list ~ ' select distinct id, batch_id, position, organization_id, toDate32(created_at) from ('
-            ~ owned_raw ~ ' union all select batch_id, position, id, organization_id::String, created_at from ' ~ llm_traces
-            ~ ' where ' ~ is_owned ~ ')'
-        ) -%}
-        {%- set ids = 'select id from ' ~ list -%}
-
+        {%- set ids = 'select id from ' ~ llm_traces ~ ' where (' ~ place ~ ') in ' ~ places -%}
         {#- Of an id whose trace goes, an arrival that stays is the trace from now on: look again. -#}
         {%- for ledger in built_tables() if 'batch_id' in ledger.columns and 'id' not in ledger.columns -%}
             {%- do run_and_wait(
@@ -106,52 +114,128 @@ list last. Roll-ups by day follow by themselves: a day's fingerprint changes wit
                 ~ ' and (batch_id, position) not in (select batch_id, position from ' ~ list ~ '))'
             ) -%}
         {%- endfor -%}
-        {%- for raw_table, owned in {'raw_traces': 'select batch_id, position from ' ~ list, 'raw_rejects': owned_rejects}.items() -%}
+        {%- for raw_table, rows in {'raw_traces': 'select batch_id, position from ' ~ list, 'raw_rejects': owned_rejects}.items() -%}
             {%- do run_query(
                 'insert into ' ~ retired ~ ' (batch_id, raw_table, reason, is_whole, positions, retired_at)'
                 ~ " select batch_id, '" ~ raw_table ~ "', 'erasure', false, groupUniqArray(position), now64(3, 'UTC')"
-                ~ ' from ' ~ source('raw', raw_table) ~ ' where (batch_id, position) in (' ~ owned ~ ') group by batch_id'
+                ~ ' from ' ~ source('raw', raw_table) ~ ' where (batch_id, position) in (' ~ rows ~ ') group by batch_id'
             ) -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(source('raw', raw_table)) ~ on_cluster()
-                ~ ' delete where (batch_id, position) in ('
-                ~ "select batch_id, arrayJoin(positions) from " ~ retired
-                ~ " where raw_table = '" ~ raw_table ~ "' and reason = 'erasure')"
+                ~ ' delete where (batch_id, position) in (' ~ erased_positions(raw_table) ~ ')'
             ) -%}
         {%- endfor -%}
-        {%- do _erase_from_models(list) -%}
+        {%- do _erase_from_models(list, places, ids) -%}
         {%- do run_and_wait(
-            'alter table ' ~ storage_of(llm_traces) ~ on_cluster() ~ ' delete where (id, batch_id, position) in '
-            ~ '(select id, batch_id, position from ' ~ list ~ ')'
+            'alter table ' ~ storage_of(llm_traces) ~ on_cluster() ~ ' delete where (' ~ place ~ ') in ' ~ places
         ) -%}
-        {%- set hashed = [] -%}
-        {%- for kind in given -%}{%- do hashed.append(subject[kind] | string) -%}{%- endfor -%}
         {%- do run_query(
             'insert into ' ~ source('operations', 'erasures')
-            ~ " select " ~ sql_text(given | join(', ')) ~ ", lower(hex(SHA256(" ~ sql_text(hashed | join('\n')) ~ "))), "
+            ~ " select " ~ sql_text(kinds | join(', ')) ~ ", lower(hex(SHA256(" ~ sql_text(kwargs.values() | join('\n')) ~ "))), "
             ~ report.rows[2][1] ~ ", " ~ report.rows[1][1] ~ ", " ~ report.rows[0][1] ~ ", now64(3, 'UTC')"
         ) -%}
         {%- do run_query('drop table if exists ' ~ list ~ on_cluster() ~ ' sync') -%}
         {%- do free_run_lock() -%}
-        {%- do print('erased. Roll-ups are made anew by the next dbt run. Backups and files that were landed are not touched.') -%}
+        {%- do print('erased. Roll-ups are made anew by the next dbt run. Backups, logs and files that were landed are not touched.') -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- Arrivals with the customer that they are, or would be, charged to. -#}
+{%- macro _billed_arrivals() -%}
+(
+with
+
+arrivals as (
+    select * except (request_json, response_json) from {{ ref('int_traces__unioned') }}
+),
+
+{{ matched_with_subscriptions('arrivals') }}
+
+select
+    *,
+    {{ billing_columns(
+        'trace_plan_type', 'trace_cost_source', 'trace_customer_id',
+        'coalesce(trace_plan_type, trace_cost_source, trace_customer_id) is not null'
+    ) }}
+from matched
+)
+{%- endmacro -%}
+
+{#- Every arrival of a trace that goes, in its organization; none of a trace that stays. -#}
+{%- macro _other_arrivals(going, columns) -%}
+    select {{ columns }}
+    from {{ ref('int_traces__unioned') }}
+    where (id, organization_id) in (select id, organization_id from {{ going }})
+        and (id, organization_id) not in (
+            select id, organization_id::String
+            from {{ ref('llm_traces') }}
+            where id in (select id from {{ going }})
+                and (id, batch_id, position) not in (select id, batch_id, position from {{ going }})
+        )
+{%- endmacro -%}
+
+{#- Whether text, which need not be JSON as a whole, holds this value as a JSON string: as its usual
+    spellings, also within a string, and as any string of it that can be read. -#}
+{%- macro names_text(text, value) -%}
+    {%- set plain = '"' ~ value.replace('\\', '\\\\').replace('"', '\\"') ~ '"' -%}
+    {%- set spellings = [] -%}
+    {%- for spelling in [plain, tojson(value)] -%}
+        {%- for one in [spelling, spelling.replace('/', '\\/')] -%}
+            {%- do spellings.append(sql_text(one)) -%}
+            {%- do spellings.append(sql_text(one.replace('\\', '\\\\').replace('"', '\\"'))) -%}
+        {%- endfor -%}
+    {%- endfor -%}
+    (multiSearchAny({{ text }}, [{{ spellings | unique | join(', ') }}])
+    or arrayExists(
+        quoted -> JSONExtractString(quoted) = {{ sql_text(value) }}
+            or multiSearchAny(JSONExtractString(quoted), [{{ spellings | unique | join(', ') }}]),
+        extractAll({{ text }}, '"(?:[^"\\\\]|\\\\.)*"')
+    ))
+{%- endmacro -%}
+
+{#- The places of a raw table whose rows were erased. -#}
+{%- macro erased_positions(raw_table) -%}
+    select batch_id, arrayJoin(positions) as position
+    from {{ source('operations', 'retired_batches') }}
+    where raw_table = '{{ raw_table }}' and reason = 'erasure'
+{%- endmacro -%}
+
+{#- on-run-start: a source that was landed again, after its batch had been lost, brought erased rows too. -#}
+{%- macro erase_what_came_again() -%}
+    {%- if execute and flags.WHICH != 'test' -%}
+        {%- for raw_table in ['raw_traces', 'raw_rejects'] -%}
+            {%- set again = '(batch_id, position) in (' ~ erased_positions(raw_table) ~ ' and (batch_id in (select batch_id from '
+                ~ source('raw', 'raw_batches') ~ ' where batch_id not in (select batch_id from ' ~ target.schema ~ '.transformed_batches))'
+                ~ ' or (batch_id, retired_at) in (select batch_id, retired_at from ' ~ source('operations', 'retired_batches')
+                ~ ' as retired inner join ' ~ source('raw', 'raw_batches') ~ ' as landed on retired.batch_id = landed.batch_id'
+                ~ ' where landed.landed_at > retired.retired_at)))' -%}
+            {%- set count = run_query('select count() from ' ~ source('raw', raw_table) ~ ' where ' ~ again).rows[0][0] | int -%}
+            {%- if count > 0 -%}
+                {%- do log(raw_table ~ ': ' ~ count ~ ' rows that had been erased were landed again: erasing them', info=true) -%}
+                {%- do run_and_wait('alter table ' ~ storage_of(source('raw', raw_table)) ~ on_cluster() ~ ' delete where ' ~ again) -%}
+            {%- endif -%}
+        {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
 
 {#- By trace where a table has an id, else by organization and day, which the next run builds anew. -#}
-{%- macro _erase_from_models(list) -%}
-    {%- set places = 'select id, batch_id, position from ' ~ list -%}
+{%- macro _erase_from_models(list, places, ids) -%}
     {%- for table in built_tables() -%}
         {%- set dates = [] -%}
         {%- for column in table.columns if column.endswith('_date') -%}{%- do dates.append(column) -%}{%- endfor -%}
         {%- if 'kept_batch_id' in table.columns -%}
-            {%- set condition = '(id, batch_id, position) in (' ~ places
-                ~ ') or (id, kept_batch_id, kept_position) in (' ~ places ~ ')' -%}
+            {%- set condition = '(id, batch_id, position) in ' ~ places
+                ~ ' or (id, kept_batch_id, kept_position) in ' ~ places -%}
         {%- elif 'id' in table.columns -%}
-            {%- set condition = 'id in (select id from ' ~ list ~ ')' -%}
+            {%- set condition = 'id in (' ~ ids ~ ')' -%}
         {%- elif 'organization_id' in table.columns and dates -%}
             {#- Days may be cut in another time zone than UTC: one day more on either side. -#}
             {%- set condition = '(organization_id, ' ~ dates[0] ~ ') in (select organization_id,'
                 ~ ' arrayJoin([created_date - 1, created_date, created_date + 1]) from ' ~ list ~ ')' -%}
+        {%- elif table.relation.identifier == 'llm_price_matches' -%}
+            {#- The name of a model may be somebody's own. -#}
+            {%- set condition = '(provider, model, response_model) not in (select provider, model, '
+                ~ "coalesce(response_model, '') from " ~ ref('llm_traces') ~ ' where (id, batch_id, position) not in ' ~ places ~ ')' -%}
         {%- else -%}
             {%- set condition = none -%}
         {%- endif -%}

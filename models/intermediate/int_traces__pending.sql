@@ -3,7 +3,8 @@
 {#- What is left to do is chosen here, before any response is read: a filter further up would be
     written through every step of the parsing, which takes the engine longer than the parsing.
     Ids that llm_traces already has (a run was killed, or a record came again) are still here;
-    llm_traces and llm_traces_live leave them out. -#}
+    llm_traces and llm_traces_live leave them out. What was erased and landed again, with a batch that
+    had been lost, is not: the next run erases it once more. -#}
 
 with
 
@@ -18,7 +19,12 @@ arrived as (
         position,
         landed_at
     from {{ ref('int_traces__unioned') }}
-    where batch_id in (select batch_id from pending)
+    where
+        batch_id in (select batch_id from pending)
+        and (batch_id, position) not in (
+            {{ erased_positions('raw_traces') | indent(12) }}
+            and batch_id in (select batch_id from pending)
+        )
 ),
 
 first_arrivals as (

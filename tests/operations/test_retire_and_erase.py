@@ -169,3 +169,125 @@ def test_killed_erasing_is_completed_by_the_same_call(project: Project, tmp_path
         project.value("select countIf(position(envelope_json, '\"org-1\"') > 0) from raw_traces")
         == 0
     )
+
+
+def test_erasing_one_leaves_the_money_of_another(project: Project, tmp_path: Path) -> None:
+    """An id that two organizations sent is the first one's, and stays so."""
+    land(project, tmp_path / "a.ndjson", [record(1, org_id="kept"), record(2, org_id="kept")])
+    project.loader("prices")
+    project.dbt("run")
+    project.query(AGE)
+    operation(project, "retire", retain_raw_days=30)
+    again = [record(1, org_id="gone", request_json={}), record(3, org_id="gone")]
+    land(project, tmp_path / "b.ndjson", again)
+    project.dbt("run")
+    money = "select id, toString(total_cost_usd) as cost from llm_trace_costs order by id"
+    before = project.query(money)
+    operation(project, "erase", "{organization: gone}")
+    assert project.query(money) == before[:2]
+    project.dbt("build")
+    assert project.query(money) == before[:2]
+    assert project.value("select sum(calls) from llm_costs_daily") == 2
+
+
+def test_a_customer_is_erased_with_what_a_subscription_says(
+    project: Project, tmp_path: Path
+) -> None:
+    accounts = tmp_path / "accounts.csv"
+    accounts.write_text(
+        "organization_id,valid_from,plan_type,cost_source,customer_id\n"
+        "org-0,2026-01-01T00:00:00Z,pro,credits,cus-0\n"
+    )
+    project.loader("billing", str(accounts))
+    own = {"plan_type": "own", "cost_source": "credits", "customer_id": "cus-1"}
+    land(project, tmp_path / "a.ndjson", [record(3), record(6, billing_context=own), record(4)])
+    land(project, tmp_path / "b.ndjson", [record(3)])
+    project.dbt("run")
+    land(project, tmp_path / "c.ndjson", [record(9), record(12, billing_context=own)])
+
+    def counts(said: str) -> list[int]:
+        rows = [line.split("|") for line in said.splitlines() if line.startswith("| ")]
+        return [int(row[2]) for row in rows if row[1].strip() in ("llm_traces", "raw_traces")]
+
+    assert counts(operation(project, "erase", "{customer: cus-0, dry_run: true}")) == [1, 3]
+    assert counts(operation(project, "erase", "{customer: cus-0}")) == [1, 3]
+    project.dbt("build")
+    assert [row["id"] for row in project.query("select id from llm_traces order by id")] == [
+        *("000004", "000006", "000012")
+    ]
+    assert project.value("select count() from raw_traces") == 3
+
+
+def test_what_was_erased_does_not_come_back_with_a_batch_that_was_lost(
+    project: Project, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    land(project, path, traces(1, 7), broken=3)
+    project.dbt("run")
+    operation(project, "erase", "{organization: org-1}")
+    for table in ("raw_traces", "raw_rejects"):
+        project.query(f"alter table {table} delete where 1 settings mutations_sync = 2")
+    operation(project, "mend")
+    project.loader(str(path), expect=1)
+    theirs = "countIf(position({}, '\"org-1\"') > 0)"
+    assert project.value(f"select {theirs.format('envelope_json')} from raw_traces") == 2
+    assert project.value("select count() from llm_traces_live") == 4
+    assert "erased were landed again" in project.dbt("run").stdout
+    assert project.value(f"select {theirs.format('envelope_json')} from raw_traces") == 0
+    assert project.value(f"select {theirs.format('raw')} from raw_rejects") == 0
+    assert project.value("select count() from llm_traces") == 4
+    project.dbt("build")
+
+
+def test_a_reject_goes_however_it_spells_the_name(project: Project, tmp_path: Path) -> None:
+    name = 'org/\u00e9\U0001f600"'
+    ascii_ = json.dumps(name)
+    lines = [
+        json.dumps(name, ensure_ascii=False),
+        ascii_,
+        ascii_.replace("/", "\\/"),
+        ascii_.replace("e9", "E9").replace("org", "\\u006frg"),
+        json.dumps(json.dumps({"org_id": name})),
+        json.dumps(json.dumps({"org_id": name}, ensure_ascii=False)),
+    ]
+    path = tmp_path / "a.ndjson"
+    path.write_text("".join(f'{{"org_id": {line}, "cut": \n' for line in [*lines, '"org/"']))
+    project.loader(str(path), expect=1)
+    project.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
+    operation(project, "erase", json.dumps({"organization": name}, ensure_ascii=False))
+    assert [row["line"] for row in project.query("select line from raw_rejects")] == [
+        len(lines) + 1
+    ]
+
+
+def test_what_yaml_makes_of_a_name_is_refused(project: Project, tmp_path: Path) -> None:
+    land(project, tmp_path / "a.ndjson", traces(1, 4))
+    project.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
+    for args in (
+        "{organization: , user: user-1}",
+        "{organization: 0123}",
+        "{organization: [org-1, org-2]}",
+        "{customer: true}",
+    ):
+        assert "Write it in quotes" in operation(project, "erase", args, expect=1)
+    assert "is no argument" in operation(project, "erase", "{organisation: org-1}", expect=1)
+    assert "dry_run is" in operation(
+        project, "erase", "{organization: org-1, dry_run: 'no'}", expect=1
+    )
+    assert project.value("select count() from llm_traces") == 3
+
+
+def test_what_an_erased_name_left_beside_the_traces_goes_too(
+    project: Project, tmp_path: Path
+) -> None:
+    own = {"model": "ft:gpt-4o:org-0:x", "model_endpoint_type": "openai"}
+    land(project, tmp_path / "a.ndjson", [record(3, llm_config=own), record(1)])
+    project.loader("prices")
+    project.dbt("run")
+    project.query(
+        "create table llm_traces_reparsed engine = MergeTree order by id as"
+        " select id from llm_traces"
+    )
+    operation(project, "erase", "{organization: org-0}")
+    assert project.value("select countIf(model like 'ft:%') from llm_price_matches") == 0
+    assert project.query("show tables like 'llm_traces_reparsed'") == []
