@@ -76,12 +76,21 @@ The embedded engine needs none of this: one process at a time holds the path.
     {%- endif -%}
 {%- endmacro -%}
 
-{#- on-run-end, and the last line of an operation. -#}
+{#- on-run-end, and the last line of an operation. An insert whose connection was lost goes on on the
+    server, and what it appends is not there yet for the next run to see: it keeps the lock. -#}
 {%- macro free_run_lock() -%}
     {%- if execute and is_shared_store() and flags.WHICH != 'test' -%}
         {%- set lock = _newest_run_lock() -%}
         {%- if lock.owner == invocation_id -%}
-            {%- do run_query(_touch_run_lock(lock.number, 'free')) -%}
+            {%- set running = run_query(
+                "select count() from system.processes where position(query, 'tokenledger run " ~ invocation_id
+                ~ "') > 0 and position(query, 'system.processes') = 0"
+            ).rows[0][0] | int -%}
+            {%- if running > 0 -%}
+                {%- do log('a statement of this run lost its connection and still runs on the server: the lock stays until it has ended', info=true) -%}
+            {%- else -%}
+                {%- do run_query(_touch_run_lock(lock.number, 'free')) -%}
+            {%- endif -%}
         {%- endif -%}
     {%- endif -%}
 {%- endmacro -%}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -54,6 +57,39 @@ def test_an_owner_that_was_passed_over_stops_before_its_next_model(server: Proje
     stdout, _ = process.communicate()
     assert process.returncode == 1
     assert "lost its lock to 11111111-2222" in stdout
+
+
+def test_a_lock_is_not_freed_while_a_statement_of_the_run_goes_on(server: Project) -> None:
+    """An insert whose connection was lost, as the server sees it: another run must not look yet."""
+    server.dbt("run")
+    process = server.start_dbt("run")
+    while not (held := [row for row in server.query(LOCKS) if row["name"] == "run_lock_2"]):
+        time.sleep(0.2)
+    owner = held[0]["comment"].split()[0]
+    slow = "select count() from numbers(1000000) where not ignore(sleepEachRow(0.5))"
+    left = server.start(sys.executable, "-m", "tests.support.ask", stdin=subprocess.PIPE)
+    assert left.stdin is not None
+    left.stdin.write(
+        json.dumps(
+            {
+                "sql": [
+                    f"/* tokenledger run {owner} */ {slow} settings max_block_size = 1,"
+                    " max_execution_time = 60"
+                ],
+                "parameters": {},
+            }
+        )
+    )
+    left.stdin.close()
+    stdout, _ = process.communicate()
+    assert process.returncode == 0
+    assert "still runs on the server" in stdout
+    assert server.query(LOCKS)[-1]["comment"].startswith(owner)
+    refused = server.dbt(
+        "run", "--vars", "{run_lock_wait_seconds: 6, run_lock_stale_seconds: 1}", expect=2
+    )
+    assert "another run holds the store" in refused.stdout
+    left.kill()
 
 
 def test_two_runs_at_once_double_nothing(server: Project, tmp_path: Path) -> None:
