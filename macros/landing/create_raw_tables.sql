@@ -11,6 +11,12 @@
         {%- if load_relation(transformed_batches) is none -%}
             {%- do run_query(create_transformed_batches()) -%}
             {%- do adapter.cache_added(transformed_batches) -%}
+        {%- elif 'first_landed_at' not in adapter.get_columns_in_relation(transformed_batches) | map(attribute='name') -%}
+            {#- Made by an earlier version: 1970 stands for not known. -#}
+            {%- do run_query(
+                'alter table ' ~ transformed_batches ~ on_cluster()
+                ~ " add column if not exists first_landed_at DateTime64(3, 'UTC') after new_traces"
+            ) -%}
         {%- endif -%}
     {%- endif -%}
 {%- endmacro -%}

@@ -1,10 +1,13 @@
 {#- What llm_traces does before it builds. -#}
 
 {#- llm_traces is built anew (it was rebuilt on purpose, or dropped by hand): every batch has to be
-    transformed again, so none may count as done. Left as it is otherwise. -#}
+    transformed again, so none may count as done, and what it cost by the rows before is no cost of
+    it. Left as they are otherwise. -#}
 {%- macro reopen_batches() -%}
     {%- if execute and not is_incremental() -%}
-        truncate table if exists {{ this.incorporate(path={'identifier': 'transformed_batches'}) }}{{ on_cluster() }}
+        {%- for name in ['transformed_batches', 'costed_batches', 'llm_trace_costs'] -%}
+            {%- do run_query('truncate table if exists ' ~ this.incorporate(path={'identifier': name}) ~ on_cluster()) -%}
+        {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
 
@@ -31,6 +34,7 @@
         rows UInt32,
         ids UInt64,
         new_traces UInt64,
+        first_landed_at DateTime64(3, 'UTC'),
         parser_version LowCardinality(String),
         transformed_at DateTime64(3, 'UTC')
     )

@@ -8,6 +8,8 @@
 }}
 {# one row per batch of which the cost of every trace was read back from llm_trace_costs #}
 
+{#- A batch that has traces and shows none is not done, but where they were erased since. -#}
+
 with
 
 pending as (
@@ -36,7 +38,9 @@ read_back as (
 ),
 
 transformed as (
-    select distinct batch_id
+    select distinct
+        batch_id,
+        new_traces
     from {{ ref('transformed_batches') }}
     where
         batch_id not in (
@@ -52,7 +56,17 @@ final as (
         now64(3, 'UTC') as costed_at
     from transformed
     left join read_back on transformed.batch_id = read_back.batch_id
-    where read_back.missing = 0
+    where
+        read_back.missing = 0
+        and (
+            read_back.traces > 0
+            or transformed.new_traces = 0
+            or transformed.batch_id in (
+                select batch_id
+                from {{ source('operations', 'retired_batches') }}
+                where raw_table = 'raw_traces' and reason = 'erasure'
+            )
+        )
 )
 
 select * from final

@@ -16,6 +16,7 @@ with
 
 pending as (
     select * from {{ ref('int_batches__pending') }}
+    where batch_id in (select batch_id from {{ ref('int_batches__due') }})
 ),
 
 {# Rows that retention or an erasure took away on purpose are not waited for. #}
@@ -51,7 +52,8 @@ arrived as (
 stored as (
     select
         id,
-        batch_id
+        batch_id,
+        landed_at
     from {{ ref('llm_traces') }}
     where id in (select id from arrived)
 ),
@@ -62,6 +64,7 @@ read_back as (
         uniqExact(arrived.position) as rows_found,
         uniqExact(arrived.id) as ids_found,
         uniqExactIf(arrived.id, stored.batch_id = arrived.batch_id) as new_traces,
+        minIf(stored.landed_at, stored.batch_id = arrived.batch_id) as first_landed_at,
         countIf(stored.id = '') as ids_missing
     from arrived
     left join stored on arrived.id = stored.id
@@ -74,6 +77,7 @@ final as (
         pending.`rows` as `rows`,
         read_back.ids_found as ids,
         read_back.new_traces as new_traces,
+        read_back.first_landed_at as first_landed_at,
         '{{ parser_version() }}'::LowCardinality(String) as parser_version,
         now64(3, 'UTC') as transformed_at
     from pending

@@ -14,6 +14,7 @@ from tests.test_pipeline import record, write
 
 KEPT = "id, request_json, response_json, organization_id, batch_id, position, created_at"
 FRESH = "select * except (transformed_at) from llm_traces order by id"
+COSTS = "select id, toString(total_cost_usd) as cost from llm_trace_costs order by id"
 
 
 def landed(project: Project, folder: Path, rows: int = 60) -> list[dict[str, object]]:
@@ -102,6 +103,38 @@ def test_it_refuses_what_was_retired(project: Project, tmp_path: Path) -> None:
     assert "60 traces" in said
     assert "rules of now" in operation(project, "reparse", "{skip_retired: true}")
     assert project.value("select countIf(parser_version = 'older') from llm_traces") == 60
+
+
+def test_costs_come_back_after_raw_rows_were_retired_and_more_has_landed(
+    project: Project, tmp_path: Path
+) -> None:
+    project.loader("prices")
+    landed(project, tmp_path, rows=5)
+    costs = project.query(COSTS)
+    spoil(project)
+    project.query(
+        "alter table raw_batches update landed_at = landed_at - interval 100 day where 1"
+        " settings mutations_sync = 2"
+    )
+    operation(project, "retire", retain_raw_days=30)
+    operation(project, "reparse")
+    operation(project, "reparse", "{apply: true}")
+    project.loader(str(write(tmp_path / "b.ndjson", [record(6)])))
+    project.dbt("run")
+    assert project.query(COSTS)[:5] == costs
+    assert project.value("select count() from llm_trace_costs") == 6
+    project.dbt("build")
+
+
+def test_what_is_rebuilt_is_priced_anew(project: Project, tmp_path: Path) -> None:
+    project.loader("prices")
+    landed(project, tmp_path, rows=5)
+    costs = project.query(COSTS)
+    spoil(project)
+    project.dbt("run", "--full-refresh", "--select", "llm_trace_costs", "costed_batches")
+    assert project.query(COSTS) != costs
+    project.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
+    assert project.query(COSTS) == costs
 
 
 @pytest.mark.parametrize("kills", [4])
