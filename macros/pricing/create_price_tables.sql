@@ -28,6 +28,23 @@
     order by batch_id
 {%- endmacro -%}
 
+{#- llm_trace_costs is built anew by a book by which nothing was matched yet: all of history would be
+    left out. -#}
+{%- macro refuse_unmatched_book() -%}
+    {%- if execute and flags.FULL_REFRESH -%}
+        {%- set counts = run_query(
+            'select (select count() from ' ~ ref('llm_price_matches') ~ ' where price_book_version = ' ~ chosen_price_book()
+            ~ '), (select count() from ' ~ ref('llm_traces') ~ ')'
+        ).rows[0] -%}
+        {%- if counts[0] | int == 0 and counts[1] | int > 0 -%}
+            {{ exceptions.raise_compiler_error(
+                'llm_trace_costs cannot be built anew: no model was matched by the chosen price book yet. '
+                ~ 'Run dbt run --select llm_price_matches first.'
+            ) }}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}
+
 {#- llm_trace_costs is built anew, from all of llm_traces: every batch has to be read back again. -#}
 {%- macro reopen_costed_batches() -%}
     {%- if execute and not is_incremental() -%}

@@ -5,6 +5,8 @@ What each of a set of traces costs by the chosen price book: the body of a `with
 1. measured:  the tokens of a call in disjoint buckets, each with the units it can be charged as, the
               most specific first: what has no price of its own is charged as what it is a kind of.
 2. matched:   the prices of the model it was matched with, before them those that override the book.
+              What was not matched by this book yet is left out, and waits: a book may land between
+              the two models.
 3. current:   of those, the ones that hold at the call's time, for a prompt of its size.
 4. charged:   each bucket with the first of these that is of its unit, and what it comes to.
 
@@ -35,6 +37,7 @@ matches as (
         is_fallback
     from {{ matches }}
     where price_book_version = {{ chosen_price_book() }}
+    limit 1 by provider, model, response_model
 ),
 
 book_rates as (
@@ -97,7 +100,7 @@ matched as (
         -- Another provider's models are here by fallback: its service tiers are not.
         if(is_fallback and price_tier != '', 'none', price_tier) as book_tier
     from traces
-    left join matches
+    inner join matches
         on
             traces.provider::String = matches.seen_provider
             and traces.model::String = matches.seen_model

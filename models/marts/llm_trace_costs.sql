@@ -9,7 +9,7 @@
             'max_block_size': 8192,
             'short_circuit_function_evaluation': 'disable',
         },
-        pre_hook="{{ reopen_costed_batches() }}",
+        pre_hook=["{{ refuse_unmatched_book() }}", "{{ reopen_costed_batches() }}"],
     )
 }}
 {# one row per trace id of llm_traces #}
@@ -30,13 +30,15 @@ pending as (
 
 uncosted as (
     select * from pending
-    where id not in (
-        select id from {{ this }}
-        where
-            created_at >= (select min(created_at) from pending)
-            and created_at <= (select max(created_at) from pending)
-            and id in (select id from pending)
-    )
+    where
+        id not in (
+            select id from {{ this }}
+            where
+                created_at >= (select min(created_at) from pending)
+                and created_at <= (select max(created_at) from pending)
+                and id in (select id from pending)
+        )
+    limit 1 by id
 ),
 {%- else -%}
 uncosted as (

@@ -91,6 +91,20 @@ def test_costs_follow_traces_once_and_are_explained(project: Project, tmp_path: 
     assert "org-b" in refused.stderr
 
 
+def test_a_book_that_lands_within_a_run_prices_the_next(project: Project, tmp_path: Path) -> None:
+    project.dbt("run", *PRICED)
+    project.loader(str(write(tmp_path / "a.ndjson", [record(0), record(1)])))
+    project.dbt("run", "--select", "+llm_price_matches")
+    project.loader("prices")
+    project.dbt("run", "--select", "llm_trace_costs", "costed_batches")
+    assert costs(project) == []
+    assert project.value("select count() from costed_batches") == 0
+    refused = project.dbt("run", "--full-refresh", "--select", "llm_trace_costs", expect=1)
+    assert "no model was matched by the chosen price book yet" in refused.stdout
+    project.dbt("run", *PRICED)
+    assert [row["cost_status"] for row in costs(project)] == ["priced", "priced"]
+
+
 def test_history_is_priced_again_by_a_chosen_book_after_a_look_at_the_difference(
     project: Project, tmp_path: Path
 ) -> None:
