@@ -107,9 +107,29 @@ def test_an_id_that_comes_again_stays_what_it_was(project: Project, tmp_path: Pa
     after = snapshot(project)
     assert [row for row in after if row["id"] != "000009"] == before
     assert [row["id"] for row in after] == ["000007", "000008", "000009"]
-    conflicts = project.query("select id, organization_id, differs_in from trace_conflicts")
+    conflicts = project.query(
+        "select id, organization_id, differs_in from trace_conflicts order by id"
+    )
     assert conflicts == [
         {"id": "000007", "organization_id": "org-other", "differs_in": ["envelope"]}
+    ]
+    assert project.value("select count() from int_batches__pending") == 0
+
+    # In another one's name, while a run goes on, and behind what it had to look at.
+    owner = {"plan_type": "pro", "cost_source": "credits", "customer_id": "cus-other"}
+    project.loader(str(write(tmp_path / "c.ndjson", [record(8, billing_context=owner)])))
+    project.dbt("run", "--select", "transformed_batches")
+    assert project.value("select count() from int_batches__pending") == 1
+    project.dbt(*RUN, "--full-refresh")
+    assert project.query(
+        "select id, organization_id, differs_in from trace_conflicts order by id"
+    ) == [
+        *conflicts,
+        {
+            "id": "000008",
+            "organization_id": before[1]["organization_id"],
+            "differs_in": ["envelope"],
+        },
     ]
     assert project.value("select count() from int_batches__pending") == 0
 

@@ -12,6 +12,11 @@ pending as (
     select batch_id from {{ ref('int_batches__pending') }}
 ),
 
+erased as (
+    {{ erased_positions('raw_traces') | indent(4) }}
+    and batch_id in (select batch_id from pending)
+),
+
 arrived as (
     select
         id,
@@ -22,8 +27,10 @@ arrived as (
     where
         batch_id in (select batch_id from pending)
         and (batch_id, position) not in (
-            {{ erased_positions('raw_traces') | indent(12) }}
-            and batch_id in (select batch_id from pending)
+            select
+                batch_id,
+                position
+            from erased
         )
 ),
 

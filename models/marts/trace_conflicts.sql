@@ -3,16 +3,18 @@
         materialized='incremental',
         incremental_strategy='append',
         order_by=['organization_id', 'id', 'batch_id', 'position'],
+        full_refresh=false,
     )
 }}
 {# one row per arrival of an id that was already known with another payload #}
 
-{#- Looked for while a batch is pending: transformed_batches waits for this model. -#}
+{#- Looked for while a batch is pending: transformed_batches waits for this model, and takes the same
+    batches. So a full refresh could not find again what is here, and does not touch it. -#}
 
 with
 
 pending as (
-    select batch_id from {{ ref('int_batches__pending') }}
+    select batch_id from {{ ref('int_batches__due') }}
 ),
 
 arrived as (
@@ -24,7 +26,8 @@ arrived as (
         landed_at,
         sipHash64(request_json) as request_hash,
         sipHash64(response_json) as response_hash,
-        sipHash64(organization_id, agent_id, step_id, provider, model, created_at) as envelope_hash
+        {{ envelope_hash('trace_plan_type', 'trace_cost_source', 'trace_customer_id') }}
+            as envelope_hash
     from {{ ref('int_traces__unioned') }}
     where
         batch_id in (select batch_id from pending)
@@ -59,8 +62,12 @@ kept as (
         sipHash64(response_json) as kept_response_hash,
         request_json = '' and request_size_bytes > 0 as is_request_retired,
         response_json = '' and response_size_bytes > 0 as is_response_retired,
-        sipHash64(organization_id, agent_id, step_id, provider, model, created_at)
-            as kept_envelope_hash
+        billing_source = 'trace' as has_own_billing,
+        {{ envelope_hash(
+            'if(has_own_billing, billing_plan_type, null)',
+            'if(has_own_billing, billing_cost_source, null)',
+            'if(has_own_billing, billing_customer_id, null)'
+        ) }} as kept_envelope_hash
     from {{ ref('llm_traces') }}
     where id in (select id from arrived)
 ),

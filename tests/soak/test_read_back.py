@@ -16,7 +16,7 @@ def test_a_batch_that_is_not_in_llm_traces_stays_pending(project: Project, tmp_p
     project.loader(str(truth.write(tmp_path / "a.ndjson", 20, random.Random(3))), expect=1)
 
     # The models behind llm_traces alone, as if its insert had been lost.
-    project.dbt("run", "--select", "transformed_batches", "costed_batches")
+    project.dbt("run", "--select", "int_batches__due", "transformed_batches", "costed_batches")
     assert project.value("select count() from int_batches__pending") == 1
     assert project.value("select count() from transformed_batches") == 0
 

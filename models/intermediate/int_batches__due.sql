@@ -1,0 +1,13 @@
+{{ config(materialized='table', order_by=['batch_id']) }}
+{# one row per batch that was pending when this run came to it #}
+
+{#- Loaders land while a run goes on. What looks at each batch once (trace_conflicts) and what says
+    that a batch is done (transformed_batches) have to mean the same batches. -#}
+
+with
+
+final as (
+    select * from {{ ref('int_batches__pending') }}
+)
+
+select * from final
