@@ -36,6 +36,7 @@ __all__ = ["REDACTED", "Redactor", "load_redactor"]
 
 REDACTED = "redacted"
 _MARK = b"[redacted"
+_WITHHELD_LINE = re.compile(rb"\[redacted: \d+ bytes that are no JSON\]")
 _VALUE = '"[redacted]"'
 _MAX_INNER = 8
 
@@ -100,7 +101,7 @@ class Redactor:
             text = line.decode().removeprefix("\ufeff")
             found = self._document(text, self._start, 0)
         except (_NotJson, UnicodeDecodeError, RecursionError):
-            if line.startswith(_MARK):
+            if _WITHHELD_LINE.fullmatch(line):
                 return line, True
             return b"[redacted: %d bytes that are no JSON]" % len(line), True
         if found is None:

@@ -87,6 +87,9 @@ def test_text_goes_by_pattern(line: str, want: str) -> None:
         b'{"k": s3cr3t}',
         b'{"a":1} s3cr3t',
         b'{"a":"\\q s3cr3t"}',
+        b"[redacted] s3cr3t",
+        b"[redacted: 6 bytes that are no JSON] s3cr3t",
+        b"[redacted: s3cr3t bytes that are no JSON]",
     ],
 )
 def test_what_is_no_json_is_withheld(line: bytes) -> None:
