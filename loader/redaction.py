@@ -15,9 +15,9 @@ Rules are YAML with two lists, either of which may be absent::
         regex: '[\w.+-]+@[\w-]+\.[\w.-]+'
 
 A value goes whole and becomes `"[redacted]"` (null stays null); of a text what matches becomes
-`[redacted:email]`. JSON inside a string is read as JSON. The keys that make a line a record and
-name it (`id`, `protocol_version`, …; see formats.yml) are never changed: every trace would be the
-same one.
+`[redacted:email]`. JSON inside a string is read as JSON. The texts and numbers that make a
+line a record and name it (`id`, `protocol_version`, …; see formats.yml) are never changed: every
+trace would be the same one.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ class Redactor:
         if text[index : index + 1] != ":":
             raise _NotJson
         index = _skip(text, index + 1)
-        if is_root and key in self._protected:
+        if is_root and key in self._protected and text[index : index + 1] not in ("{", "["):
             return frozenset(), False, index, True, change
         below, goes = self._step(states, key)
         return below, goes, index, False, change

@@ -55,6 +55,11 @@ def redact(line: str, *keys: str, patterns: Any = (), protected: tuple[str, ...]
             '{"a":"{\\"k\\": \\"[redacted]\\", \\"z\\": 2.0}"}',
         ),
         ('{"id":"x","a":{"id":"y"}}', ["**.id"], '{"id":"x","a":{"id":"[redacted]"}}'),
+        (
+            '{"id":{"k":"x","id":"y"},"id":[{"k":1}],"id":"x"}',
+            ["id.k", "id.*.k"],
+            '{"id":{"k":"[redacted]","id":"y"},"id":[{"k":"[redacted]"}],"id":"x"}',
+        ),
         ("[]", ["**.k"], "[]"),
     ],
 )
