@@ -15,9 +15,10 @@ Rules are YAML with two lists, either of which may be absent::
         regex: '[\w.+-]+@[\w-]+\.[\w.-]+'
 
 A value goes whole and becomes `"[redacted]"` (null stays null); of a text what matches becomes
-`[redacted:email]`. JSON inside a string is read as JSON. The keys that make a line a record and
-name it (`id`, `protocol_version`, …; see formats.yml) are never changed: every trace would be the
-same one.
+`[redacted:email]`. JSON inside a string is read as JSON, and so is what there is of it in other
+text: lines, events of a stream, a document that is cut off. Text that may hold more of it than is
+read becomes `[redacted]`. The texts and numbers that make a line a record and name it (`id`,
+`protocol_version`, …; see formats.yml) are never changed: every trace would be the same one.
 """
 
 from __future__ import annotations
@@ -36,19 +37,65 @@ __all__ = ["REDACTED", "Redactor", "load_redactor"]
 
 REDACTED = "redacted"
 _MARK = b"[redacted"
-_VALUE = '"[redacted]"'
+_WITHHELD_LINE = re.compile(rb"\[redacted: \d+ bytes that are no JSON\]")
+_WITHHELD = "[redacted]"
+_VALUE = f'"{_WITHHELD}"'
 _MAX_INNER = 8
 
 _SPACE = re.compile(r"[ \t\n\r]*+")
-_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*+"', re.DOTALL)
+_BLANK = re.compile(r"[\s\ufeff]*+")
+_ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
+# What a name has to be free of to stand in a text as it is, unless it is written with `\u`.
+_ESCAPABLE = re.compile(r'["\\/\x00-\x1f\x7f]')
+# What a string has if JSON is in it.
+_CAN_HOLD = re.compile(r"[\[{\\]")
 _SCALAR = re.compile(r"-?[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null|NaN|-?Infinity")
+
+# Where JSON may begin in a text that is none as a whole: an object, a list, and a quoted string
+# that is all of a line, or of what an event stream has in it.
+_LINE_SPACE = r"(?:[ \t\n\r]|(?<=[\n\r])data:)*+"
+_LINE_STRING = r'"[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+"'
+_LINE_BLANK = r"(?:[^\S\n\r]|\ufeff)*+"
+_OPENER = re.compile(
+    rf'(?=\{{{_LINE_SPACE}"|\[{_LINE_SPACE}[\[{{"\-0-9tfnNI])'
+    rf"|(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
+    rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r]))"
+)
+_OPENING = ("{", "[", '"')
 
 # Of each rule, how far a path has come along it.
 _States = frozenset[tuple[int, int]]
+# Begin, end, and the states of a string; None where only patterns look, _GOES of a value that goes.
+_Place = tuple[int, int, _States | None]
+_GOES: _States = frozenset({(-1, -1)})
 
 
 class _NotJson(Exception):
-    """The text is no JSON document; never shown to anybody."""
+    """The text is no JSON document, from an index on; never shown to anybody."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+
+@dataclass(frozen=True, slots=True)
+class _Grammar:
+    """What is space and what a string: as JSON says in a record, less strictly in texts in it."""
+
+    space: re.Pattern[str]
+    string: re.Pattern[str]
+
+    def skip(self, text: str, index: int) -> int:
+        found = self.space.match(text, index)
+        return found.end() if found else index
+
+
+_STRICT = _Grammar(
+    _SPACE,
+    re.compile(rf'"[^"\\\x00-\x1f]*+(?:{_ESCAPE.pattern}[^"\\\x00-\x1f]*+)*+"'),
+)
+_LOOSE = _Grammar(_SPACE, re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL))
+_LINES = _Grammar(re.compile(_LINE_SPACE), re.compile(_LINE_STRING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +127,7 @@ class Redactor:
         self._patterns = [_Pattern(regex, f"[redacted:{name}]") for name, regex in patterns]
         self._protected = protected
         self._steps: dict[tuple[_States, str | None], tuple[_States, bool]] = {}
+        self._names: dict[_States, tuple[str, ...]] = {}
         self._start = self._closure((index, 0) for index in range(len(self._rules)))
 
     def redact(self, line: bytes) -> tuple[bytes, bool]:
@@ -98,12 +146,15 @@ class Redactor:
         """
         try:
             text = line.decode().removeprefix("\ufeff")
-            found = self._document(text, self._start, 0)
+            places, end, is_whole = self._scan(text, 0, self._start, 0, _STRICT)
+            if not is_whole or not _SPACE.fullmatch(text, end):
+                raise _NotJson(end)
+            found = self._replace(text, places, 0)
         except (_NotJson, UnicodeDecodeError, RecursionError):
-            if line.startswith(_MARK):
+            if _WITHHELD_LINE.fullmatch(line):
                 return line, True
             return b"[redacted: %d bytes that are no JSON]" % len(line), True
-        if found is None:
+        if found == text:
             return line, _MARK in line
         return found.encode(), True
 
@@ -137,157 +188,188 @@ class Redactor:
                 self._steps[states, key] = known
         return known
 
+    def _may_name(self, text: str, states: _States) -> bool:
+        """Say whether rules may name a value in a text: their last key is in it, or is escaped."""
+        names = self._names.get(states)
+        if names is None:
+            names = tuple({self._rules[rule][-1] for rule, _ in states})
+            if any(name == "*" or _ESCAPABLE.search(name) for name in names):
+                names = ("",)
+            elif names:
+                names += ("\\u",)
+            if len(self._names) < 100_000:
+                self._names[states] = names
+        return any(name in text for name in names)
+
     # --------------------------------------------------------------- documents
 
-    def _document(self, text: str, states: _States, inner: int) -> str | None:
-        """Redact a whole JSON text; None when nothing changes.
+    def _scan(
+        self, text: str, index: int, states: _States, inner: int, grammar: _Grammar
+    ) -> tuple[list[_Place], int, bool]:
+        """Find what rules may change in the JSON document that begins at an index.
 
         One pass over the tokens with a stack of its own, so that neither nesting nor a key that
         stands twice hides anything.
+
+        Returns
+        -------
+        tuple
+            The places in their order, where the document ends or breaks off, and whether it is
+            whole. A value that goes and breaks off takes the rest of the text with it.
         """
-        pieces: list[str] = []
-        copied = 0
+        places: list[_Place] = []
         # Of each open container: its closing character and the states of its path.
         stack: list[tuple[str, _States]] = []
         here = states
         hidden_at: int | None = None  # the depth of a value that goes as a whole
         hidden_from = 0
-        index = _skip(text, 0)
         is_protected = False
-        while True:
-            # A value begins.
-            begin = index
-            character = text[index : index + 1]
-            if character in ("{", "["):
-                closing = "}" if character == "{" else "]"
-                stack.append((closing, here))
-                index = _skip(text, index + 1)
-                if text[index : index + 1] != closing:
-                    here, goes, index, is_protected, change = self._member(
-                        text, index, stack, inner, hidden_at is None
-                    )
-                    if change is not None:
-                        pieces += (text[copied : change[0]], change[2])
-                        copied = change[1]
-                    if goes and hidden_at is None:
-                        hidden_at, hidden_from = len(stack), index
-                    continue
-                index += 1
-                stack.pop()
-            elif character == '"':
-                match = _STRING.match(text, index)
-                if match is None:
-                    raise _NotJson
-                index = match.end()
-                if hidden_at is None and not is_protected:
-                    changed = self._string(match.group(), here, inner)
-                    if changed is not None:
-                        pieces += (text[copied:begin], changed)
-                        copied = index
-                else:
-                    _unquote(match.group())
-            else:
-                match = _SCALAR.match(text, index)
-                if match is None:
-                    raise _NotJson
-                index = match.end()
-                if hidden_at is None and not is_protected:
-                    changed = self._text(match.group())
-                    if changed is not None:
-                        pieces += (text[copied:begin], json.dumps(changed))
-                        copied = index
-            # A value has ended, and perhaps the containers that it was the last of.
+        try:
+            index = grammar.skip(text, index)
             while True:
-                if hidden_at == len(stack):
-                    hidden_at = None
-                    if text[hidden_from:index] != "null":
-                        pieces += (text[copied:hidden_from], _VALUE)
-                        copied = index
-                index = _skip(text, index)
-                if not stack:
-                    if index != len(text):
-                        raise _NotJson
-                    if not pieces:
-                        return None
-                    return "".join([*pieces, text[copied:]])
-                following = text[index : index + 1]
-                if following == ",":
-                    index = _skip(text, index + 1)
-                    here, goes, index, is_protected, change = self._member(
-                        text, index, stack, inner, hidden_at is None
-                    )
-                    if change is not None:
-                        pieces += (text[copied : change[0]], change[2])
-                        copied = change[1]
-                    if goes and hidden_at is None:
+                # A value begins.
+                begin = index
+                character = text[index : index + 1]
+                has_member = False
+                if character in ("{", "["):
+                    stack.append(("}" if character == "{" else "]", here))
+                    index = grammar.skip(text, index + 1)
+                    has_member = text[index : index + 1] != stack[-1][0]
+                    if not has_member:
+                        index += 1
+                        stack.pop()
+                else:
+                    token = grammar.string if character == '"' else _SCALAR
+                    match = token.match(text, index)
+                    if match is None:
+                        raise _NotJson(index)
+                    index = match.end()
+                    if hidden_at is None and not is_protected:
+                        if character == '"' and _CAN_HOLD.search(text, begin, index):
+                            places.append((begin, index, here))
+                        elif self._patterns:
+                            places.append((begin, index, None))
+                # A value has ended, and perhaps the containers that it was the last of.
+                while not has_member:
+                    if hidden_at == len(stack):
+                        hidden_at = None
+                        if text[hidden_from:index] != "null":
+                            places.append((hidden_from, index, _GOES))
+                    if not stack:
+                        return places, index, True
+                    index = grammar.skip(text, index)
+                    following = text[index : index + 1]
+                    if following == ",":
+                        index = grammar.skip(text, index + 1)
+                        has_member = True
+                    elif following == stack[-1][0]:
+                        index += 1
+                        stack.pop()
+                    else:
+                        raise _NotJson(index)
+                member = self._member(text, index, stack, inner, grammar)
+                here, goes, index, is_protected, key = member
+                if hidden_at is None:
+                    if key is not None:
+                        places.append(key)
+                    if goes:
                         hidden_at, hidden_from = len(stack), index
-                    break
-                if following != stack[-1][0]:
-                    raise _NotJson
-                index += 1
-                stack.pop()
+        except _NotJson as error:
+            if hidden_at is not None:
+                places.append((hidden_from, len(text), _GOES))
+                return places, len(text), False
+            return places, error.index, False
 
     def _member(
-        self,
-        text: str,
-        index: int,
-        stack: list[tuple[str, _States]],
-        inner: int,
-        is_shown: bool,
-    ) -> tuple[_States, bool, int, bool, tuple[int, int, str] | None]:
+        self, text: str, index: int, stack: list[tuple[str, _States]], inner: int, grammar: _Grammar
+    ) -> tuple[_States, bool, int, bool, _Place | None]:
         """Read up to the value of a member or element.
 
         Returns
         -------
         tuple
             The value's states, whether it goes, where it begins, whether it is protected, and the
-            key's own change as (begin, end, text).
+            key's own place, if patterns may change it.
         """
         closing, states = stack[-1]
         if closing == "]":
             below, goes = self._step(states, None)
             return below, goes, index, False, None
-        match = _STRING.match(text, index)
+        match = grammar.string.match(text, index)
         if match is None:
-            raise _NotJson
+            raise _NotJson(index)
         key = _unquote(match.group())
         is_root = len(stack) == 1 and inner == 0
-        change = None
-        if is_shown and not is_root:
-            changed = self._text(key)
-            if changed is not None:
-                change = (match.start(), match.end(), json.dumps(changed, ensure_ascii=True))
-        index = _skip(text, match.end())
+        has_place = bool(self._patterns) and not is_root
+        place = (match.start(), match.end(), None) if has_place else None
+        index = grammar.skip(text, match.end())
         if text[index : index + 1] != ":":
-            raise _NotJson
-        index = _skip(text, index + 1)
-        if is_root and key in self._protected:
-            return frozenset(), False, index, True, change
+            raise _NotJson(index)
+        index = grammar.skip(text, index + 1)
+        if is_root and key in self._protected and text[index : index + 1] not in ("{", "["):
+            return frozenset(), False, index, True, place
         below, goes = self._step(states, key)
-        return below, goes, index, False, change
+        return below, goes, index, False, place
 
-    def _string(self, quoted: str, states: _States, inner: int) -> str | None:
-        """Redact a string value, given with its quotes; None when nothing changes."""
-        text = _unquote(quoted)
-        if text.lstrip(" \t\r\n\ufeff")[:1] in ("{", "[") and inner < _MAX_INNER:
-            try:
-                changed = self._document(text.removeprefix("\ufeff"), states, inner + 1)
-            except _NotJson:
-                changed = self._text(text)
-        else:
-            changed = self._text(text)
-        return None if changed is None else json.dumps(changed, ensure_ascii=True)
+    def _replace(self, text: str, places: list[_Place], inner: int) -> str:
+        """Replace what rules change at the places."""
+        pieces: list[str] = []
+        copied = 0
+        for begin, end, states in places:
+            if states is _GOES:
+                token = _VALUE
+            else:
+                token = text[begin:end]
+                value = _unquote(token) if token[0] == '"' else token
+                changed = self._text(value) if states is None else self._inner(value, states, inner)
+                if changed == value:
+                    continue
+                token = json.dumps(changed)
+            pieces += (text[copied:begin], token)
+            copied = end
+        return "".join([*pieces, text[copied:]]) if pieces else text
 
-    def _text(self, text: str) -> str | None:
-        """Replace what patterns match in a text; None when nothing does."""
-        before = text
+    def _inner(self, text: str, states: _States, inner: int) -> str:
+        """Redact a string's text, and the JSON that it is or holds."""
+        # From patterns only an escape can hide something.
+        can_hide = self._may_name(text, states) or (bool(self._patterns) and "\\" in text)
+        if not can_hide and not self._patterns:
+            return text
+        begin = _blank_end(text, 0)
+        is_like_json = text.startswith(_OPENING, begin)
+        if inner == _MAX_INNER:
+            if can_hide and (is_like_json or _OPENER.search(text)):
+                return _WITHHELD
+            return self._text(text)
+        if is_like_json:
+            places, end, is_whole = self._scan(text, begin, states, inner + 1, _LOOSE)
+            if is_whole and _blank_end(text, end) == len(text):
+                text = self._replace(text, places, inner + 1)
+                if text[begin] != '"':
+                    return text
+                can_hide = False
+            else:
+                # Strings in it are left to what follows: read twice at each level, they would be
+                # read 256 times at the eighth.
+                text = self._replace(text, [place for place in places if place[2] is _GOES], inner)
+        if can_hide:
+            places, end = [], 0
+            while match := _OPENER.search(text, end):
+                found, end, _ = self._scan(text, match.end(), states, inner + 1, _LINES)
+                end = max(end, match.end() + 1)
+                places += found
+            text = self._replace(text, places, inner + 1)
+        return self._text(text)
+
+    def _text(self, text: str) -> str:
+        """Replace what patterns match in a text."""
         for pattern in self._patterns:
             text = pattern.regex.sub(pattern.mark, text)
-        return None if text == before else text
+        return text
 
 
-def _skip(text: str, index: int) -> int:
-    found = _SPACE.match(text, index)
+def _blank_end(text: str, index: int) -> int:
+    found = _BLANK.match(text, index)
     return found.end() if found else index
 
 
@@ -295,9 +377,9 @@ def _unquote(quoted: str) -> str:
     if "\\" not in quoted:
         return quoted[1:-1]
     try:
-        return str(json.loads(quoted))
-    except ValueError:
-        raise _NotJson from None
+        return str(json.loads(quoted, strict=False))
+    except ValueError:  # an escape that JSON has not, in a text inside a string
+        return _ESCAPE.sub(lambda escape: str(json.loads(f'"{escape.group()}"')), quoted[1:-1])
 
 
 @functools.lru_cache(maxsize=8)

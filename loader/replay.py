@@ -6,7 +6,8 @@ format can mend: bytes that were damaged on their way, and lines of which only t
 A batch is replayed whole, as the source `replay/<batch_id>`: its rejected lines that are records
 now become rows, the others are rejects again, with the place they first came from. So each line is
 in one open batch, and the ledger alone says which: a batch that was replayed is closed. Where no
-line became a record nothing is landed, so that replaying again changes nothing.
+line became a record nothing is landed, so that replaying again changes nothing. Where records are
+redacted, what is landed again is redacted first.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def is_open(store: Store) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Reject:
-    """A line that was rejected, and what it is now: a record, or None."""
+    """A line that was rejected, what is kept of it now (redacted), and whether it is a record."""
 
     position: int
     source: str
@@ -80,6 +81,7 @@ class _Reject:
     reason: str
     detail: str
     raw: bytes
+    kept: bytes
     is_record: bool
 
 
@@ -138,10 +140,12 @@ def _replayed(store: Store, batch_id: str, framer: Framer, settings: Settings) -
         return None
     source = REPLAY_PREFIX + batch_id
     # The batch's id stands for its bytes; what became of each line belongs to the id too, so that
-    # a run that was killed is not taken up by one that knows other formats.
+    # a run that was killed is not taken up by one that knows other formats or redacts.
     hash_ = new_hash(source, 0)
     for reject in rejects:
         hash_.update(b"%d:%d\n" % (reject.position, reject.is_record))
+        if reject.kept != reject.raw:
+            hash_.update(reject.kept)
     size = sum(len(reject.raw) + 1 for reject in rejects)
     cut = Cut(
         batch_id=batch_id_of(hash_),
@@ -172,19 +176,19 @@ def _rejects_of(store: Store, batch_id: str, framer: Framer, settings: Settings)
     )
     redactor = load_redactor(settings.redaction)
 
-    def is_record(reason: str, detail: str, raw: bytes) -> bool:
-        if reason not in _REPLAYABLE or _HEAD_ONLY in detail:
-            return False
-        if len(raw) > settings.max_record_bytes:
-            return False
-        line = raw if redactor is None else redactor.redact(raw)[0]
-        return isinstance(framer.frame(line), Record)
-
     found = []
     for position, source, line, byte_offset, reason, detail, text in rows:
         raw = base64.b64decode(text)
-        is_now = is_record(reason, detail, raw)
-        found.append(_Reject(position, source, line, byte_offset, reason, detail, raw, is_now))
+        kept = raw if redactor is None else redactor.redact(raw)[0]
+        is_record = (
+            reason in _REPLAYABLE
+            and _HEAD_ONLY not in detail
+            and len(raw) <= settings.max_record_bytes
+            and isinstance(framer.frame(kept), Record)
+        )
+        found.append(
+            _Reject(position, source, line, byte_offset, reason, detail, raw, kept, is_record)
+        )
     return found
 
 
@@ -201,8 +205,8 @@ def _encoded(batch_id: str, first_position: int, rejects: Sequence[_Reject]) -> 
             encode_uint64(reject.byte_offset),
             encode_string(reject.reason.encode()),
             encode_string(reject.detail.encode()),
-            varint(len(reject.raw)),
-            reject.raw,
+            varint(len(reject.kept)),
+            reject.kept,
             landed_at,
         )
     return pieces

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import loader.batches
 import loader.replay
 from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch
 from loader.errors import StoreError
@@ -208,6 +209,92 @@ def test_bytes_that_are_no_text_are_kept(store: Store, tmp_path: Path) -> None:
         " where reason = 'not_utf8'"
     )
     assert kept == [(1, "FF00626164")]
+
+
+SECRET = "s3cr3t"
+
+
+@pytest.fixture
+def redacting(tmp_path: Path) -> Settings:
+    path = tmp_path / "rules.yml"
+    path.write_text("keys: ['**.api_key', kind]")
+    return Settings(redaction=str(path))
+
+
+def replayed(store: Store) -> list[str]:
+    """Give what the store holds of replayed batches, rows and rejects."""
+    where = (
+        f"where batch_id in (select batch_id from {store.table('raw_batches')}"
+        " where startsWith(source, 'replay/'))"
+    )
+    found = store.query(
+        "select concat(request_json, response_json, envelope_json)"
+        f" from {store.table('raw_traces')} {where}"
+        f" union all select raw from {store.table('raw_rejects')} {where}"
+    )
+    return sorted(text for (text,) in found)
+
+
+def test_what_is_replayed_is_redacted(store: Store, tmp_path: Path, redacting: Settings) -> None:
+    lines = [
+        f'{{"squawk":{{"api_key":"{SECRET}"}}}}',
+        f'{{"hiss":{{"api_key":"{SECRET}"}}}}',
+        f'{{"hiss": "{SECRET}',
+        f'[{{"api_key":"{SECRET}"}}]',
+    ]
+    land(store, tmp_path / "a.ndjson", "\n".join(lines) + "\n")
+    assert replay_rejects(store, NEW, redacting).rows == 1
+    assert replayed(store) == [
+        "[redacted: 16 bytes that are no JSON]",
+        '[{"api_key":"[redacted]"}]',
+        '{"api_key":"[redacted]"}{}',
+        '{"hiss":{"api_key":"[redacted]"}}',
+    ]
+    assert count_open(store) == 3
+    assert replay_rejects(store, NEW, redacting).batches == 0
+
+
+def test_the_head_of_a_giant_is_withheld(
+    store: Store, tmp_path: Path, redacting: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.batches, "KEPT_WHOLE_BYTES", 100)
+    monkeypatch.setattr(loader.batches, "KEPT_HEAD_BYTES", 50)
+    path = tmp_path / "a.ndjson"
+    path.write_text('{"squawk":"' + SECRET * 20 + '"}\n')
+    (source,), _ = find_sources([str(path)])
+    land_source(store, source, OLD, Settings(max_record_bytes=100), Summary())
+    ((batch,),) = store.query(f"select batch_id from {store.table('raw_rejects')}")
+    (giant,) = loader.replay._rejects_of(store, batch, NEW, redacting)
+    assert (giant.is_record, giant.kept) == (False, b"[redacted: 50 bytes that are no JSON]")
+
+
+def test_a_line_is_a_record_by_what_is_kept_of_it(
+    store: Store, tmp_path: Path, redacting: Settings
+) -> None:
+    """A format may ask for a value that a rule takes: the line stays a reject then."""
+    birds = Framer([*OLD.formats, Format("bird", {"kind": b'"bird"'}, (), None, "squawk", "")])
+    land(store, tmp_path / "a.ndjson", '{"kind":"bird","squawk":1}\n')
+    assert replay_rejects(store, birds, redacting).batches == 0
+    assert listed(store) == [("unknown_format", 1)]
+    assert replay(store, birds) == (1, 0)
+
+
+def test_a_killed_replay_is_not_taken_up_unredacted(
+    store: Store, tmp_path: Path, redacting: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f'{{"squawk":{{"api_key":"{SECRET}"}}}}\n'
+    land(store, tmp_path / "a.ndjson", line + line.replace("squawk", "hiss"))
+
+    def killed(store: Store, batch: Batch) -> bool:
+        place_batch(store, batch)
+        raise StoreError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.replay, "land_batch", killed)
+        with pytest.raises(StoreError):
+            replay(store)
+    assert replay_rejects(store, NEW, redacting).rows == 1
+    assert not any(SECRET in text for text in replayed(store))
 
 
 def test_the_command_survives_kills(project: Project, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def redact(line: str, *keys: str, patterns: Any = (), protected: tuple[str, ...]
             '{"a":"{\\"k\\": \\"[redacted]\\", \\"z\\": 2.0}"}',
         ),
         ('{"id":"x","a":{"id":"y"}}', ["**.id"], '{"id":"x","a":{"id":"[redacted]"}}'),
+        (
+            '{"id":{"k":"x","id":"y"},"id":[{"k":1}],"id":"x"}',
+            ["id.k", "id.*.k"],
+            '{"id":{"k":"[redacted]","id":"y"},"id":[{"k":"[redacted]"}],"id":"x"}',
+        ),
         ("[]", ["**.k"], "[]"),
     ],
 )
@@ -87,6 +93,9 @@ def test_text_goes_by_pattern(line: str, want: str) -> None:
         b'{"k": s3cr3t}',
         b'{"a":1} s3cr3t',
         b'{"a":"\\q s3cr3t"}',
+        b"[redacted] s3cr3t",
+        b"[redacted: 6 bytes that are no JSON] s3cr3t",
+        b"[redacted: s3cr3t bytes that are no JSON]",
     ],
 )
 def test_what_is_no_json_is_withheld(line: bytes) -> None:
@@ -139,6 +148,125 @@ def test_it_does_what_removing_the_key_does(value: Any, ascii_only: bool) -> Non
         assert json.loads(stored) == without(value)
     if without(value) == value and not looks_like_json(value):
         assert stored == line, "nothing else changes a byte"
+
+
+def embed(text: str) -> str:
+    """Write a record that holds a text."""
+    return json.dumps({"a": text, "z": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (r'"{\"k\": 1, \"z\": 2.0}"', r'"{\"k\": \"[redacted]\", \"z\": 2.0}"'),
+        ('{"k": 1}\n{"k": 2.0}\n', '{"k": "[redacted]"}\n{"k": "[redacted]"}\n'),
+        ('{\n"k": 1\n}\n{\n"k": 2}', '{\n"k": "[redacted]"\n}\n{\n"k": "[redacted]"}'),
+        ('{"z":1}{"k":1}', '{"z":1}{"k":"[redacted]"}'),
+        ('data: {"k":1}\r\n\r\ndata: [DONE]', 'data: {"k":"[redacted]"}\r\n\r\ndata: [DONE]'),
+        ('event: x\ndata:"{\\"k\\":1}"\n', 'event: x\ndata:"{\\"k\\":\\"[redacted]\\"}"\n'),
+        ('data: {\ndata: "k":\ndata: 1}', 'data: {\ndata: "k":\ndata: "[redacted]"}'),
+        ('{"z":"\t\n\x00", "k":1}', '{"z":"\t\n\x00", "k":"[redacted]"}'),
+        (r'{"z":"\$", "k":1}', r'{"z":"\$", "k":"[redacted]"}'),
+        ('\xa0\u2003{"k":1}\xa0', '\xa0\u2003{"k":"[redacted]"}\xa0'),
+        ('\ufeff\ufeff{"k":1}', '\ufeff\ufeff{"k":"[redacted]"}'),
+        ('[INFO] it\'s "so": {"k":1}.', '[INFO] it\'s "so": {"k":"[redacted]"}.'),
+        ('" and {"k":1}', '" and {"k":"[redacted]"}'),
+        ('{"z":1, "k":"cut\n off', '{"z":1, "k":"[redacted]"'),
+        ('{"k":{"z":[1, 2} left {"z":"\\$","k":1}', '{"k":"[redacted]"'),
+        ('{"z":"one\ntwo", "k":1} left', '{"z":"one\ntwo", "k":"[redacted]"} left'),
+        ('{"z":"cut\n{"k":1}', '{"z":"cut\n{"k":"[redacted]"}'),
+        ('{"k":null} "k": 1 k', '{"k":null} "k": 1 k'),
+    ],
+)
+def test_values_go_by_their_path_in_text(text: str, want: str) -> None:
+    for rule in ("**.k", "a.k"):
+        assert redact(embed(text), rule) == embed(want)
+    assert redact(embed(text), "b.k", "k") == embed(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (r'data: {"z":"bob\u0040example.org"}', 'data: {"z":"[redacted:email]"}'),
+        (r'"bob\u0040example.org"', '"[redacted:email]"'),
+        (r'{"z":"\$ bob\u0040example.org', r'{"z":"\$ bob\u0040example.org'),
+        (r'{"z":"\$ bob\u0040example.org"}', r'{"z":"\\$ [redacted:email]"}'),
+        ('data: {"z":"x"} bob@example.org', 'data: {"z":"x"} [redacted:email]'),
+    ],
+)
+def test_text_in_text_goes_by_pattern(text: str, want: str) -> None:
+    assert redact(embed(text), patterns=[EMAIL]) == embed(want)
+
+
+@pytest.mark.parametrize("levels", [1, 7, 8, 9, 12])
+@pytest.mark.parametrize("key", ["api_key", r"\u0061pi_key"])
+def test_beyond_the_levels_that_are_read_text_is_withheld(levels: int, key: str) -> None:
+    text = f'{{"{key}":"{SECRET}", "z":"kept"}}'
+    other = '{"z":"bob@example.org"}'
+    for _ in range(levels):
+        text, other = json.dumps(text), json.dumps(other)
+    stored = redact(f'{{"a":{text},"b":{other}}}', "a.**.api_key", patterns=[EMAIL])
+    assert SECRET not in stored
+    assert "bob" not in stored
+    assert ("kept" in stored) == (levels <= 8)
+    assert json.loads(stored)["b"] != "[redacted]" or levels > 8
+    without_rule = f'{{"a":{text},"b":{other}}}'
+    assert redact(without_rule, "**.authorization") == without_rule or "\\u" in text
+
+
+def wrappings(text: str) -> list[str]:
+    line = text.replace("\n", "")
+    return [
+        json.dumps(text),
+        json.dumps({"z": text}),
+        f"data: {line}\n\ndata: [DONE]",
+        f'{{"z": 1}}\n{line}',
+        f"\ufeff\xa0{text} ",
+        f"[INFO] body={text}",
+        json.dumps([1, json.dumps(text)], indent=1),
+    ]
+
+
+@given(json_values, st.lists(st.integers(0, 6), max_size=4), st.booleans())
+def test_no_wrapping_hides_a_value(value: Any, ways: list[int], ascii_only: bool) -> None:
+    text = json.dumps({"z": value, "k": SECRET}, ensure_ascii=ascii_only)
+    for way in ways:
+        text = wrappings(text)[way]
+    try:
+        embed(text).encode()
+    except UnicodeEncodeError:
+        return
+    stored = redact(embed(text), "**.k")
+    assert SECRET not in stored
+    assert redact(stored, "**.k") == stored, "what is redacted stays as it is"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("[\n", '{"', '{"\\"', '"\n', '["a",\n', '{"a":"\n', "data:", '{"k":', '"\\"', "\\", " "),
+        *('{"a":"\\"', '["\\', '[" ', '{ \ndata: "', "[[", '"a"\n', "\ufeff", '{"a":1,\n'),
+    ],
+)
+def test_no_text_takes_time_beyond_its_length(unit: str) -> None:
+    took = []
+    for size in (30_000, 240_000):
+        line = embed(unit * (size // len(unit)) + '{"k"')
+        begin = time.process_time()
+        redact(line, "**.k", "**.b.k", patterns=[EMAIL])
+        took.append(time.process_time() - begin)
+    assert took[1] < 30 * took[0] + 0.2, "eight times the text"
+
+
+def test_levels_do_not_multiply() -> None:
+    """A document that breaks off behind each level is not read anew for each of them."""
+    text = '{"k":1}' * 2_000
+    for _ in range(7):
+        text = json.dumps([text])[:-1]
+    begin = time.process_time()
+    stored = redact(embed(text), "**.k")
+    assert time.process_time() - begin < 5
+    assert stored.count("[redacted]") == 2_000
 
 
 @pytest.mark.parametrize(
