@@ -14,6 +14,7 @@ from typing import Any
 
 from loader.documents import as_json_value
 from loader.errors import UsageError
+from loader.reader import require_organization
 from loader.settings import Settings
 from loader.store import Store, open_store
 
@@ -91,8 +92,9 @@ def explain(store: Store, trace_id: str, organization_id: str) -> dict[str, Any]
     Raises
     ------
     UsageError
-        If that organization has no such trace, or nothing is transformed yet.
+        If no organization is named, it has no such trace, or nothing is transformed yet.
     """
+    require_organization(organization_id)
     key = {"id": trace_id.removeprefix("provider_trace-"), "organization": organization_id}
     if not {"llm_traces", "llm_trace_costs", "llm_price_matches"} <= store.tables():
         raise UsageError("nothing is priced yet: run `dbt build` first.")

@@ -190,18 +190,20 @@ def _patiently(
     """Try, and try again after a while: a server may be away, or its answer lost.
 
     Each attempt looks at what is there before it does anything, as the one before may have taken
-    effect. The embedded engine loses no answers: it is tried once.
+    effect, or may be about to: without an answer to whether it still runs, nothing is tried. The
+    embedded engine loses no answers: it is tried once.
     """
     wait = _FIRST_WAIT_SECONDS
     for number in range(1, _ATTEMPTS + 1):
         try:
+            if number > 1:
+                _wait_for_our_inserts(store, query_id_prefix, sleep)
             return attempt(number)
         except StoreError as error:
             if number == _ATTEMPTS or store.is_embedded or error.code in _PERMANENT_CODES:
                 raise
         sleep(wait * random.uniform(0.5, 1.5))
         wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
-        _wait_for_our_inserts(store, query_id_prefix, sleep)
     raise AssertionError("unreachable")
 
 

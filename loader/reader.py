@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ __all__ = [
     "Reader",
     "get_provider_trace_by_step_id",
     "payload_object",
+    "require_organization",
 ]
 
 ID_PREFIX = "provider_trace-"
@@ -50,6 +52,8 @@ GROUPS = {
 _UNKNOWN_TABLE = 60
 _UNKNOWN_DATABASE = 81
 _MOST_ROWS = 10_000
+# Microseconds since 1970, which fit an Int64, and an id.
+_CURSOR = re.compile(r"(-?[0-9]{1,18}):(.+)", re.DOTALL)
 _KEPT_STORES = 8
 _HELPER_QUERIES = 32
 _Result = TypeVar("_Result")
@@ -613,6 +617,18 @@ def payload_object(text: str | bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"_value": value}
 
 
+def require_organization(organization_id: object) -> None:
+    """Refuse to go on without the name of an organization.
+
+    Raises
+    ------
+    UsageError
+        If it is empty or no text.
+    """
+    if not isinstance(organization_id, str) or not organization_id:
+        raise UsageError("no organization: traces are read within one organization only.")
+
+
 def _where(
     organization_id: str,
     conditions: Sequence[str],
@@ -621,8 +637,7 @@ def _where(
     until: datetime | None = None,
 ) -> str:
     """Write the conditions, the organization always among them, and bind their values."""
-    if not isinstance(organization_id, str) or not organization_id:
-        raise UsageError("no organization: traces are read within one organization only.")
+    require_organization(organization_id)
     parameters["organization_id"] = organization_id
     written = ["organization_id = {organization_id:String}", *conditions]
     for name, sign, moment in (("since", ">=", since), ("until", "<", until)):
@@ -650,10 +665,10 @@ def _write_cursor(trace: dict[str, Any]) -> str:
 
 
 def _read_cursor(text: str) -> tuple[int, str]:
-    micros, _, last_id = text.partition(":")
-    if not micros.lstrip("-").isdecimal() or not last_id:
+    found = _CURSOR.fullmatch(text)
+    if found is None:
         raise UsageError("after is not the next of a page: give it as it was returned.")
-    return int(micros), last_id
+    return int(found[1]), found[2]
 
 
 def _named(columns: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:

@@ -119,22 +119,25 @@ class Settings:
 
 
 def _checked_endpoint(text: str) -> str:
+    """Return the URL of a server with its scheme in lower case; quote nothing of one refused."""
+    if any(sign in text for sign in "@?#"):
+        raise UsageError(
+            "CLICKHOUSE_ENDPOINT holds more than the place of a server: put credentials into "
+            "CLICKHOUSE_USERNAME and CLICKHOUSE_PASSWORD (or CLICKHOUSE_PASSWORD_FILE), and leave "
+            "out whatever follows ? or #."
+        )
     try:
         parts = urlsplit(text)
-        port_is_fine = parts.port is None or parts.port > 0
+        is_fine = parts.port != 0 and not parts.netloc.endswith(":")
     except ValueError:
-        parts, port_is_fine = urlsplit(""), False
-    if "@" in parts.netloc:
-        raise UsageError(
-            "CLICKHOUSE_ENDPOINT holds credentials: put them into CLICKHOUSE_USERNAME and "
-            "CLICKHOUSE_PASSWORD (or CLICKHOUSE_PASSWORD_FILE)."
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+        parts, is_fine = urlsplit(""), False
+    is_spaced = " " in text or not text.isprintable()
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_fine or is_spaced:
         raise UsageError(
             "CLICKHOUSE_ENDPOINT is no URL of a server: write it like http://localhost:8123 or "
             "https://example.org:8443."
         )
-    return text
+    return parts.geturl()
 
 
 def _password(values: Mapping[str, str]) -> str:

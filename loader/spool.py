@@ -232,7 +232,8 @@ def open_spool(path: str | os.PathLike[str], *, create: bool) -> Path:
     Raises
     ------
     SpoolError
-        If it is missing, a symbolic link, not a directory, or open for everybody to write.
+        If it is missing, a symbolic link, not a directory, of another user than this one or root,
+        or open for everybody to write.
     """
     spool = Path(path).absolute()
     if create:
@@ -256,6 +257,11 @@ def open_spool(path: str | os.PathLike[str], *, create: bool) -> Path:
         raise SpoolError(f"{spool}: is a symbolic link: name the directory itself")
     if not stat.S_ISDIR(found.st_mode):
         raise SpoolError(f"{spool}: is not a directory: name the spool directory")
+    if found.st_uid not in (os.geteuid(), 0):
+        raise SpoolError(
+            f"{spool}: belongs to user {found.st_uid}, and this is user {os.geteuid()}: run as "
+            "that user, or name a spool directory of your own"
+        )
     if found.st_mode & stat.S_IWOTH:
         raise SpoolError(f"{spool}: everybody may write to it: chmod o-w {spool}")
     return spool

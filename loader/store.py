@@ -36,6 +36,8 @@ RAW_TABLES = ("raw_traces", "raw_rejects", "raw_batches")
 # The most that one writev takes.
 _BUFFERS_A_WRITE = 1024
 
+_ACCESS_DENIED = 497
+
 _MACROS = Path(__file__).resolve().parent.parent / "macros"
 
 # What exactly-once rests on. An insert answers when its data is there; one insert is one block,
@@ -215,7 +217,13 @@ class Store:
         return descriptor
 
     def is_running(self, query_id_prefix: str) -> bool:
-        """Say whether a server still runs a statement of ours under this name."""
+        """Say whether a server still runs a statement of ours under this name.
+
+        Raises
+        ------
+        StoreError
+            If the server does not say: it may be running.
+        """
         if self.is_embedded:
             return False
         try:
@@ -226,8 +234,15 @@ class Store:
                     {"prefix": query_id_prefix},
                 )
             )
-        except StoreError:
-            return False
+        except StoreError as error:
+            if error.code != _ACCESS_DENIED:
+                raise
+            raise StoreError(
+                f"the store {self.settings.store_name} does not let {self.settings.username} see "
+                "whether an insert whose answer was lost still runs: grant select(query_id) on "
+                "system.processes to it, or run the operation create_roles; then run it again.",
+                error.code,
+            ) from None
 
     def tables(self) -> set[str]:
         """Return the names of the database's tables and views; empty if there is no database."""

@@ -12,9 +12,11 @@ alone, and refuses to import dbt or chDB or to break a lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -147,7 +149,8 @@ def open_store(
     Parameters
     ----------
     path : path-like
-        The store's folder, made with mode 0700 when absent.
+        The store's folder, made with mode 0700 when absent. A group may write to one that is
+        there, everybody may not.
     opener : callable
         Opens the engine on that folder and returns whatever the caller needs.
     timeout : float
@@ -165,7 +168,8 @@ def open_store(
     StoreLockedError
         If another process still holds the store at the limit.
     StorePathError
-        If the folder cannot be made, or this process has a store at another path open.
+        If the folder cannot be made or is open for everybody to write, its lock is a symbolic
+        link, or this process has a store at another path open.
     """
     folder = os.path.realpath(path)
     try:
@@ -174,6 +178,11 @@ def open_store(
         raise StorePathError(
             f"cannot make the chDB store {folder}: {error.strerror}. Choose a folder you can write."
         ) from error
+    if os.stat(folder).st_mode & stat.S_IWOTH:
+        raise StorePathError(
+            f"everybody may write to the chDB store {folder}, and the engine would read what they "
+            f"put there: chmod o-w {folder}, or choose a folder inside it."
+        )
     started = time.monotonic()
     told = False
     failures = 0
@@ -231,7 +240,9 @@ def _take(folder: str) -> Holder | None:
         return None
     try:
         descriptor = os.open(
-            os.path.join(folder, _LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            os.path.join(folder, _LOCK_FILE),
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
         )
     except OSError as error:
         raise _unreadable(folder, error) from error
@@ -267,6 +278,11 @@ def _look(folder: str, name: str) -> Holder | None:
 
 
 def _unreadable(folder: str, error: OSError) -> StorePathError:
+    if error.errno == errno.ELOOP:
+        return StorePathError(
+            f"{error.filename} of the chDB store is a symbolic link, which is not followed: "
+            "remove it, and find out who made it."
+        )
     return StorePathError(
         f"cannot open {error.filename or folder} of the chDB store: {error.strerror}. "
         "Run as the user who owns the folder."
@@ -276,7 +292,7 @@ def _unreadable(folder: str, error: OSError) -> StorePathError:
 def _test(path: Path) -> Holder | None:
     """Return the process that has a lock on a file, or None if it is free or there is no file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:

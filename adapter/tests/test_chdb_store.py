@@ -236,6 +236,33 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         open_store(tmp_path / "file" / "store", lambda: None)
 
 
+@pytest.mark.parametrize("name", ["chdb.lock", "status"])
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path, name: str) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    for target in (tmp_path / "elsewhere", tmp_path / "other"):
+        if target.name == "other":
+            target.write_text("")
+        (store / name).unlink(missing_ok=True)
+        (store / name).symlink_to(target)
+        with pytest.raises(StorePathError, match=f"{name} of the chDB store is a symbolic link"):
+            open_store(store, lambda: None, timeout=0)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
+def test_a_folder_that_everybody_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    store.chmod(mode)
+    with pytest.raises(StorePathError, match="chmod o-w"):
+        open_store(store, lambda: None, timeout=0)
+    assert not (store / "chdb.lock").exists()
+    store.chmod(0o2775)  # a group may, as under umask 002
+    assert open_store(store, lambda: "opened", timeout=0) == "opened"
+    release_store(store)
+
+
 def test_a_store_that_the_engine_refuses_is_not_waited_for(tmp_path: Path) -> None:
     def refuse() -> None:
         raise RuntimeError("Code: 36. DB::Exception: Error initializing EmbeddedServer: .")

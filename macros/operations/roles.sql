@@ -7,9 +7,9 @@ Roles for a server (the embedded engine has no users):
 | role                       | may                                                                  |
 |----------------------------|----------------------------------------------------------------------|
 | <prefix>_writer            | insert into the raw tables, and count what they hold of a batch      |
-| <prefix>_transformer       | what dbt needs: all of the database, nothing beside it               |
+| <prefix>_transformer       | what dbt needs: all of the database, and to see parts and statements |
 | <prefix>_reader            | read every organization: for the service that serves traces back     |
-| <prefix>_reader_<n>        | read the marts of one organization; rows of others do not exist here |
+| <prefix>_reader_<md5>      | read the marts of one organization; rows of others do not exist here |
 
 Run it again after the first build, and whenever a model or an organization is added: a grant and a
 policy can only be made for what is there or known by name. It makes roles, never users, and holds
@@ -22,8 +22,21 @@ no password: `create user …`, `grant <role> to <user>` are the administrator's
     {%- if not modules.re.fullmatch('[A-Za-z_][A-Za-z0-9_]{0,60}', prefix) -%}
         {{ exceptions.raise_compiler_error('create_roles: the prefix ' ~ prefix ~ ' is no identifier.') }}
     {%- endif -%}
-    {%- for organization in organizations if '\n' in organization | string or not organization | string | trim -%}
+    {%- if organizations is not sequence or organizations is string or organizations is mapping or organizations | reject('string') | list -%}
+        {{ exceptions.raise_compiler_error("create_roles: organizations has to be a list of strings; YAML reads a bare 0123 as a number: write ['org-1', '0123'].") }}
+    {%- endif -%}
+    {%- for organization in organizations if '\n' in organization or not organization | trim -%}
         {{ exceptions.raise_compiler_error('create_roles: an organization is empty or holds a line break.') }}
+    {%- endfor -%}
+    {%- set names = [] -%}
+    {%- for organization in organizations -%}
+        {%- if local_md5(organization) in names -%}
+            {{ exceptions.raise_compiler_error('create_roles: two organizations would share a role: name ' ~ organization ~ ' once.') }}
+        {%- endif -%}
+        {%- do names.append(local_md5(organization)) -%}
+    {%- endfor -%}
+    {%- for node in graph.nodes.values() if var('sharded', false) or (node.package_name == project_name and node.config.materialized.startswith('distributed')) -%}
+        {{ exceptions.raise_compiler_error('create_roles: the row policy of a Distributed table does not hold for the tables behind it. Keep one ledger a shard (docs/operate.md), and make the roles in each.') }}
     {%- endfor -%}
     {%- for statement in roles_ddl(target.schema, prefix, organizations, _organization_tables(), target.get('cluster')).split(';;\n') if statement.strip() -%}
         {%- if dry_run -%}
@@ -47,27 +60,37 @@ no password: `create user …`, `grant <role> to <user>` are the administrator's
     {{ return(tables | sort) }}
 {%- endmacro -%}
 
-{#- The statements, separated by `;;`; all may be run again. -#}
+{#- The statements, separated by `;;`; all may be run again. A role's policies come before what it is
+    granted: a role without a policy may see every row. The head of a query's name tells the loader
+    whether its insert still runs, and a comment in its text tells dbt whether another run does. -#}
 {%- macro roles_ddl(database, prefix, organizations, tables, cluster=none) -%}
 {%- set on_cluster = (' on cluster `' ~ cluster ~ '`') if cluster else '' -%}
 {%- set writer, transformer, reader = prefix ~ '_writer', prefix ~ '_transformer', prefix ~ '_reader' -%}
 create role if not exists {{ writer }}, {{ transformer }}, {{ reader }}{{ on_cluster }};;
+{%- for table in tables %}
+create row policy if not exists {{ prefix }}_all{{ on_cluster }} on `{{ database }}`.{{ table }} for select using 1 to {{ transformer }}, {{ reader }};;
+{%- endfor %}
 {%- for table in ['raw_traces', 'raw_rejects'] %}
 grant{{ on_cluster }} insert, select(batch_id, position) on `{{ database }}`.{{ table }} to {{ writer }};;
 {%- endfor %}
 grant{{ on_cluster }} insert, select on `{{ database }}`.raw_batches to {{ writer }};;
+grant{{ on_cluster }} select(query_id) on system.processes to {{ writer }};;
 grant{{ on_cluster }} select, insert, alter, create, drop, truncate, optimize, show on `{{ database }}`.* to {{ transformer }};;
-grant{{ on_cluster }} select on system.parts to {{ transformer }};;
-grant{{ on_cluster }} select on `{{ database }}`.* to {{ reader }};;
-{%- for table in tables %}
-create row policy if not exists {{ prefix }}_all{{ on_cluster }} on `{{ database }}`.{{ table }} for select using 1 to {{ transformer }}, {{ reader }};;
+{%- for table in ['parts', 'detached_parts', 'processes'] %}
+grant{{ on_cluster }} select on system.{{ table }} to {{ transformer }};;
 {%- endfor %}
+{%- if cluster %}
+grant{{ on_cluster }} cluster on *.* to {{ transformer }};;
+{%- endif %}
+grant{{ on_cluster }} select on `{{ database }}`.* to {{ reader }};;
 {%- for organization in organizations %}
-{%- set role = prefix ~ '_reader_' ~ local_md5(organization | string)[:12] %}
+{%- set role = prefix ~ '_reader_' ~ local_md5(organization) %}
 create role if not exists {{ role }}{{ on_cluster }};;
 {%- for table in tables %}
-grant{{ on_cluster }} select on `{{ database }}`.{{ table }} to {{ role }};;
 create row policy or replace {{ role }}{{ on_cluster }} on `{{ database }}`.{{ table }} for select using organization_id = {{ sql_text(organization) }} to {{ role }};;
+{%- endfor %}
+{%- for table in tables %}
+grant{{ on_cluster }} select on `{{ database }}`.{{ table }} to {{ role }};;
 {%- endfor %}
 {%- endfor %}
 {%- endmacro -%}

@@ -90,4 +90,7 @@ def test_another_organization_has_no_such_step(
 
 
 def test_an_organization_must_be_named(project: Project) -> None:
-    assert "--organization" in project.loader("get", "s", expect=2).stderr
+    for verb in ("get", "explain"):
+        assert "--organization" in project.loader(verb, "s", expect=2).stderr
+        done = project.loader(verb, "s", "--organization", "", expect=2)
+        assert "no organization: traces are read within one organization only" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,34 @@ def test_lost_answers_neither_lose_nor_double(
     assert (summary["rows"], summary["rejects"]) == (LINES * 4 // 5, LINES // 5)
     assert front.stats()["faults"][0]["done"] >= 3
     front.behave()
+    check(project)
+
+
+@pytest.mark.parametrize("answers_lost", [0, 2])
+def test_an_insert_that_takes_effect_after_the_retry_is_waited_for(
+    front: Front, project: Project, file: Path, answers_lost: int
+) -> None:
+    project.loader("init")
+    front.misbehave("drop", effect="late", inserts=True, contains="raw_traces", seconds=3)
+    front.misbehave("answer", status=500, contains="system.processes", count=answers_lost)
+    project.loader(str(file), expect=1)
+    assert [fault["done"] for fault in front.stats()["faults"]] == [1, answers_lost]
+    while project.value("select count() from system.processes where query ilike 'insert%'"):
+        time.sleep(0.2)
+    check(project)
+
+
+def test_who_may_not_see_what_runs_inserts_nothing_again(
+    front: Front, project: Project, file: Path
+) -> None:
+    project.loader("init")
+    front.misbehave("drop", inserts=True, contains="raw_traces")
+    front.misbehave("answer", status=403, code=497, contains="system.processes", count=None)
+    done = project.loader(str(file), expect=3)
+    assert "grant select(query_id) on system.processes to it" in done.stderr
+    assert done.stderr.count("\n") == 1
+    front.behave()
+    project.loader(str(file), expect=1)
     check(project)
 
 

@@ -53,10 +53,41 @@ def test_a_value_that_cannot_be_names_its_variable(name: str, value: str) -> Non
         Settings.from_environment({name: value})
 
 
-def test_credentials_in_the_endpoint_are_refused_and_not_quoted() -> None:
-    with pytest.raises(UsageError) as caught:
-        Settings.from_environment({"CLICKHOUSE_ENDPOINT": "https://me:hunter2@example.org"})
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *(
+            "https://me:hunter2@example.org",
+            "me:hunter2@example.org",
+            "https://example.org/@hunter2",
+        ),
+        *("https://example.org?user=me&password=hunter2", "https://example.org/x?password=hunter2"),
+        *("https://example.org#hunter2", "https://[hunter2@", "https://example.org:hunter2"),
+    ],
+)
+def test_more_than_a_place_in_the_endpoint_is_refused_and_not_quoted(endpoint: str) -> None:
+    with pytest.raises(UsageError, match="CLICKHOUSE_ENDPOINT") as caught:
+        Settings.from_environment({"CLICKHOUSE_ENDPOINT": endpoint})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", [" http://a", "http://a ", "http://a\n", "http://a b", "http://a\t", " "]
+)
+def test_space_in_the_endpoint_is_refused(endpoint: str) -> None:
+    with pytest.raises(UsageError, match="no URL of a server"):
+        Settings.from_environment({"CLICKHOUSE_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("HTTPS://Example.org:8443/a/B", "https://Example.org:8443/a/B"),
+        ("http://localhost", "http://localhost"),
+    ],
+)
+def test_an_endpoint_is_kept_with_its_path(given: str, kept: str) -> None:
+    assert Settings.from_environment({"CLICKHOUSE_ENDPOINT": given}).endpoint == kept
 
 
 def test_a_store_that_was_opened_by_a_relative_path_is_released(

@@ -16,12 +16,13 @@ from loader.store import _CLUSTER_SETTINGS, render_statements
 from tests.support.project import ROOT, Project
 
 
-def operations_ddl(cluster: str | None) -> list[str]:
-    source = (ROOT / "macros" / "operations" / "operations_tables.sql").read_text()
+def ddl(file: str, macro: str, *arguments: object) -> list[str]:
+    """Render a macro of the operations; return its statements."""
+    source = (ROOT / "macros" / "operations" / file).read_text()
     template = jinja2.Environment(extensions=["jinja2.ext.do"], autoescape=False).from_string(
         source
     )
-    text = str(template.module.operations_tables_ddl("llm", cluster))  # type: ignore[attr-defined]
+    text = str(getattr(template.module, macro)(*arguments))
     return [part.strip() for part in text.split(";;") if part.strip()]
 
 
@@ -31,7 +32,7 @@ def test_our_tables_are_replicated_on_the_cluster(owner: str) -> None:
         statements = (
             render_statements("landing/raw_tables.sql", "raw_tables_ddl", "llm", cluster)
             if owner == "raw"
-            else operations_ddl(cluster)
+            else ddl("operations_tables.sql", "operations_tables_ddl", "llm", cluster)
         )
         tables = [text for text in statements if text.startswith("create table")]
         assert len(tables) >= 3
@@ -39,6 +40,13 @@ def test_our_tables_are_replicated_on_the_cluster(owner: str) -> None:
             assert ("on cluster `main`" in text) == bool(cluster), text
         for text in tables:
             assert ("engine = ReplicatedMergeTree" in text) == bool(cluster), text
+
+
+def test_roles_are_made_on_the_cluster_and_dbts_may_say_so_too() -> None:
+    statements = ddl("roles.sql", "roles_ddl", "llm", "ledger", [], ["llm_traces"], "main")
+    assert all(" on cluster `main`" in text for text in statements)
+    may_say_so = [text for text in statements if " cluster on *.*" in text]
+    assert may_say_so == ["grant on cluster `main` cluster on *.* to ledger_transformer"]
 
 
 def configs(project: Project) -> dict[str, dict[str, object]]:

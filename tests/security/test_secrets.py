@@ -102,10 +102,20 @@ def test_a_failing_server_is_told_of_without_them(tmp_path: Path, file: Path) ->
             front.misbehave(kind, status=status, inserts=True, count=None)
             said.append(loud(project, str(file), "--json"))
             front.behave()
+        again = tmp_path / "b.ndjson"
+        again.write_bytes(file.read_bytes())
         # What the engine itself says of rows that it cannot take.
         project.query("alter table raw_traces add constraint no check request_json = ''")
-        said.append(loud(project, str(file)))
+        said.append(loud(project, str(again)))
+        assert "Nothing is lost" in said[-1]
         project.query("alter table raw_traces drop constraint no")
+        # A server, or a proxy before it, that repeats what it was sent.
+        for contains, code in (("INSERT INTO", 194), ("system.tables", 0)):
+            echo = {"code": code, "text": f"no {PASSWORD}!"}
+            front.misbehave("answer", status=500, contains=contains, count=None, **echo)
+            said.append(loud(project, str(again)))
+            assert "no ***!" in said[-1]
+            front.behave()
         project.env["CLICKHOUSE_PASSWORD"] = PASSWORD + "wrong"
         said.append(loud(project, str(file)))
         done = project.dbt("--log-level", "debug", "run", "--log-level-file", "debug", expect=None)

@@ -144,8 +144,20 @@ def test_an_agents_traces_come_page_by_page(reader: Reader) -> None:
         if after is None:
             break
     assert seen == [41, *range(29, 0, -2)]
-    with pytest.raises(UsageError, match="after"):
-        reader.list_by_agent("agent-1", "org-1", after="nonsense")
+    for after in (
+        "nonsense",
+        "--5:x",
+        "9" * 5000 + ":x",
+        "9" * 19 + ":x",
+        "\u0663:x",
+        "5:",
+        "5",
+        "",
+    ):
+        with pytest.raises(UsageError, match="after is not the next of a page"):
+            reader.list_by_agent("agent-1", "org-1", after=after)
+    assert reader.list_by_agent("agent-1", "org-1", after="-" + "9" * 18 + ":x").traces == []
+    assert len(reader.list_by_agent("agent-1", "org-1", after="9" * 18 + ":\n").traces) == 16
     with pytest.raises(UsageError, match="limit"):
         reader.list_by_agent("agent-1", "org-1", limit=0)
 

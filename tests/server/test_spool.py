@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,26 @@ def test_a_spool_directory_is_private_and_no_link(tmp_path: Path) -> None:
         open_spool(tmp_path / "missing", create=False)
     with pytest.raises(SpoolError, match="cannot make"):
         open_spool(tmp_path / "missing" / "deeper", create=True)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_spool_directory_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: bool
+) -> None:
+    spool = open_spool(tmp_path / "spool", create=True)
+    uid, lstat = os.geteuid(), os.lstat
+
+    def owned(owner: int) -> None:
+        found = list(lstat(spool))
+        found[stat.ST_UID] = owner
+        monkeypatch.setattr("loader.spool.os.lstat", lambda path: os.stat_result(found))
+
+    owned(uid + 1)
+    with pytest.raises(SpoolError, match=f"belongs to user {uid + 1}, and this is user {uid}"):
+        open_spool(spool, create=create)
+    for owner in (uid, 0):
+        owned(owner)
+        assert open_spool(spool, create=create) == spool
 
 
 def test_a_link_that_takes_a_files_place_once_listed_is_not_followed(

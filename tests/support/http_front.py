@@ -409,10 +409,10 @@ class Fault:
     ----------
     kind
         ``hang`` (no answer for ``seconds``, then the connection ends), ``drop`` (the connection
-        ends without an answer), ``answer`` (``status``, with ``code`` as its ClickHouse code if
-        not zero), ``slow`` (it runs for ``seconds`` more), ``truncate`` (run it, send half of the
-        answer), ``restart`` (the process replaces itself without a clean end, on the same path and
-        port), ``lose_session`` (forget all sessions, then run it).
+        ends without an answer), ``answer`` (``status`` and ``text``, with ``code`` as its
+        ClickHouse code if not zero), ``slow`` (it runs for ``seconds`` more), ``truncate`` (run
+        it, send half of the answer), ``restart`` (the process replaces itself without a clean end,
+        on the same path and port), ``lose_session`` (forget all sessions, then run it).
     effect
         For hang, drop, answer and restart: ``none`` the statement never runs, ``done`` it ran
         before, ``late`` it goes on running for ``seconds`` after the client was let go, as
@@ -436,6 +436,7 @@ class Fault:
     seconds: float = 0.0
     status: int = 503
     code: int = 0
+    text: str = "told to fail"
     seen: int = 0
     done: int = 0
 
@@ -681,9 +682,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.kind == "restart":
             self.server.front.replace()
         if fault.kind == "answer":
-            text = (
-                f"Code: {fault.code}. DB::Exception: told to fail" if fault.code else "told to fail"
-            )
+            text = f"Code: {fault.code}. DB::Exception: {fault.text}" if fault.code else fault.text
             headers = {"X-ClickHouse-Exception-Code": str(fault.code)} if fault.code else {}
             self.send(fault.status, text.encode(), headers)
             return True

@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import os
 import pprint
+import re
 import shutil
 import subprocess
 import tempfile
@@ -110,6 +111,7 @@ def _connection(profiles: Mapping[str, Any], env: Mapping[str, str]) -> list[tup
     jinja = NativeEnvironment()
     jinja.filters.update(dict.fromkeys(("as_number", "as_bool", "as_native"), lambda value: value))
     jinja.globals["env_var"] = lambda name, default="": env.get(name, default)
+    jinja.globals["modules"] = {"re": re}
 
     def rendered(value: Any) -> Any:
         if isinstance(value, dict):
