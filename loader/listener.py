@@ -7,6 +7,9 @@ answers), and to hold more than its budget: a peer beyond it is simply not read,
 The protocol is that of existing servers' socket backends: JSON objects, one a line, one connection
 a record or many on one. A last record without its line feed is taken if it is whole JSON;
 else it is half a record, and goes to the rejects as it came.
+
+At a stop no peer is cancelled: it is cut for sending, what it had sent is read to the end, and each
+record of that is in the spool or counted as refused.
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ examples:
 _CHUNK = 256 * 1024
 _KEPT_OF_TOO_LARGE = MEBIBYTE
 _LINGER_SECONDS = 0.2
+# After a stop records share an fsync: so many are on their way at once.
+_AT_ONCE = 256
 _log = logging.getLogger("tokenledger.listener")
 
 
@@ -75,7 +80,8 @@ class ListenerOptions:
     crowded_seconds : float
         The same while others wait for the shared memory that it holds.
     grace_seconds : float
-        How long connections may go on after SIGTERM.
+        How long connections may go on after SIGTERM; and how long storing what they had sent may
+        take after that.
     """
 
     max_record_bytes: int = MAX_RECORD_BYTES
@@ -99,7 +105,7 @@ class ListenerCounts:
     half_records, too_large : int
         Put into the spool as rejects: cut off before their end; above the limit.
     refused : int
-        Not taken by the spool (full, or not writable): lost.
+        Not taken by the spool (full, not writable, too slow at the end): lost.
     timed_out, broken : int
         Connections cut for making no progress; connections that failed.
     """
@@ -194,12 +200,15 @@ class Listener:
         self.counts = ListenerCounts()
         self._budget = _Budget(self.options.shared_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writes: set[asyncio.Task[None]] = set()
         self._peers: set[_Peer] = set()
         self._is_stopping = asyncio.Event()
+        self._is_ending = False
+        self._is_over = False
         self._has_told = False
 
     async def serve(self, on_ready: Callable[[], None] | None = None) -> ListenerCounts:
-        """Listen until :meth:`stop`; then let peers finish for the grace time.
+        """Listen until :meth:`stop`; then let peers finish for the grace time, and store the rest.
 
         Parameters
         ----------
@@ -221,10 +230,7 @@ class Listener:
                 _remove(self.path, made)
                 await self._let_finish()
                 server.close()
-                for task in self._tasks:
-                    task.cancel()
-                if self._tasks:
-                    await asyncio.wait(self._tasks, timeout=self.options.grace_seconds)
+                await self._end()
         finally:
             os.close(guard)
         return self.counts
@@ -234,13 +240,42 @@ class Listener:
         self._is_stopping.set()
 
     async def _let_finish(self) -> None:
-        """Accept who has connected already, and read on while somebody is within a record."""
+        """Accept who has connected already, and read on while somebody is busy."""
         deadline = asyncio.get_running_loop().time() + self.options.grace_seconds
         await asyncio.sleep(min(_LINGER_SECONDS, self.options.grace_seconds))
         while any(peer.is_busy for peer in self._peers):
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(_LINGER_SECONDS / 4)
+
+    async def _end(self) -> None:
+        """Cut all peers, store what they had sent, and count what the spool does not take."""
+        self._is_ending = True
+        for peer in self._peers:
+            peer.cut()
+        await self._settle()
+        if not self._tasks:
+            return
+        refused = self.counts.refused
+        self._is_over = True
+        for write in self._writes:
+            write.cancel()
+        await self._settle()
+        for task in self._tasks:
+            task.cancel()
+        if lost := self.counts.refused - refused:
+            _log.error(
+                "%d records are lost: the spool did not take them in time after the stop: "
+                "see that a drainer runs and the disk is well (counted as refused)",
+                lost,
+            )
+
+    async def _settle(self) -> None:
+        """Wait until all is done, for the grace time at most."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.options.grace_seconds
+        while self._tasks and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
 
     # ---------------------------------------------------------------------- one connection
 
@@ -256,8 +291,10 @@ class Listener:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.counts.connections += 1
         self.counts.open += 1
-        peer = _Peer(self, reader)
+        peer = _Peer(self, reader, writer)
         self._peers.add(peer)
+        if self._is_ending:
+            peer.cut()
         try:
             await peer.receive()
         finally:
@@ -271,26 +308,35 @@ class Listener:
     async def store(self, record: bytes) -> None:
         """Put a record into the spool; what the spool refuses is counted and told once."""
         if record and not record.isspace():
-            # A connection may be cut while its record is on the way: the record is not.
-            await asyncio.shield(self._start(self._store(record)))
-
-    async def _store(self, record: bytes) -> None:
-        try:
-            await self.writer.write_async(record)
-        except Exception as error:  # whatever it was: a record that is lost is counted
-            self._refused(error)
-        else:
-            self.counts.records += 1
-            self.counts.bytes += len(record)
+            await self._put(self.writer.write_async(record), len(record))
 
     async def reject(self, reason: str, detail: str, raw: bytes) -> None:
         """Put what is no record into the spool, for the rejects."""
-        try:
-            await self.writer.write_reject_async(reason, detail, raw)
-        except SpoolError as error:
-            self._refused(error)
+        await self._put(self.writer.write_reject_async(reason, detail, raw))
 
-    def _refused(self, error: Exception) -> None:
+    async def _put(self, write: Coroutine[Any, Any, None], record_bytes: int = 0) -> None:
+        """Wait for a write; a connection may be cut meanwhile, the write goes on."""
+        if self._is_over:
+            write.close()
+            self.counts.refused += 1
+            return
+        task = self._start(write)
+        self._writes.add(task)
+        task.add_done_callback(lambda done: self._count(done, record_bytes))
+        if not self._is_ending or len(self._writes) >= _AT_ONCE:
+            await asyncio.wait({task})
+
+    def _count(self, write: asyncio.Task[None], record_bytes: int) -> None:
+        self._writes.discard(write)
+        if write.cancelled():
+            self.counts.refused += 1
+        elif error := write.exception():  # whatever it was: a record that is lost is counted
+            self._refused(error)
+        elif record_bytes:
+            self.counts.records += 1
+            self.counts.bytes += record_bytes
+
+    def _refused(self, error: BaseException) -> None:
         self.counts.refused += 1
         if not self._has_told:
             self._has_told = True
@@ -301,10 +347,15 @@ class Listener:
 class _Peer:
     """What one connection has sent and not ended yet."""
 
-    def __init__(self, listener: Listener, reader: asyncio.StreamReader) -> None:
+    def __init__(
+        self, listener: Listener, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self.listener = listener
         self.options = listener.options
         self.reader = reader
+        self.socket = writer.get_extra_info("socket")
+        self.is_taking = False
+        self.is_cut = False
         self.pieces: list[bytes] = []
         self.size = 0
         self.borrowed = 0
@@ -312,8 +363,14 @@ class _Peer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it is within a record."""
-        return bool(self.size or self.dropped)
+        """Whether it is within a record, or what it has sent is being stored."""
+        return bool(self.size or self.dropped or self.is_taking)
+
+    def cut(self) -> None:
+        """Let the peer send no more: what it has sent is read, and then its end."""
+        self.is_cut = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RD)
 
     async def receive(self) -> None:
         """Read until the peer ends, fails or stands still."""
@@ -321,7 +378,9 @@ class _Peer:
         how = ""
         try:
             while chunk := await self._read():
+                self.is_taking = True
                 await self._take(chunk)
+                self.is_taking = False
         except TimeoutError:
             listener.counts.timed_out += 1
             how = "the peer stood still in the middle of it"
@@ -409,7 +468,8 @@ class _Peer:
                 await self.listener.store(raw)
             else:
                 self.listener.counts.half_records += 1
-                how = how or "the peer ended in the middle of it"
+                who = "the listener was stopped" if self.is_cut else "the peer ended"
+                how = how or f"{who} in the middle of it"
                 await self.listener.reject("half_record", f"{len(raw)} bytes: {how}", raw)
         self.release()
 

@@ -56,11 +56,13 @@ def contents(spool: Path) -> tuple[list[bytes], list[tuple[str, bytes]]]:
 Peers = Callable[[Listener], Awaitable[None]]
 
 
-def listen(tmp_path: Path, peers: Peers, **options: Any) -> Listener:
+def listen(
+    tmp_path: Path, peers: Peers, writer_type: type[Writer] = Writer, **options: Any
+) -> Listener:
     """Run a listener in this process while `peers` speak to it."""
 
     async def main() -> Listener:
-        with Writer(tmp_path / "spool", WriterOptions(segment_seconds=60)) as writer:
+        with writer_type(tmp_path / "spool", WriterOptions(segment_seconds=60)) as writer:
             listener = Listener(tmp_path / "s.sock", writer, ListenerOptions(**options))
             ready = asyncio.Event()
             task = asyncio.create_task(listener.serve(ready.set))
@@ -299,6 +301,101 @@ def test_what_the_spool_refuses_is_counted_and_told_once(
     assert "secret" not in caplog.text
 
 
+class Slow(Writer):
+    """A writer each of whose records takes `seconds`, as on a disk that is slow to sync."""
+
+    seconds = 0.02
+
+    async def write_async(self, trace: Any) -> None:
+        await super().write_async(trace)
+        await asyncio.sleep(self.seconds)
+
+
+class Stuck(Writer):
+    """A writer that takes three records, and no more."""
+
+    taken = 0
+
+    async def write_async(self, trace: Any) -> None:
+        self.taken += 1
+        if self.taken > 3:
+            await asyncio.Event().wait()
+        await super().write_async(trace)
+
+
+@pytest.mark.parametrize("grace", [60.0, 0.3])
+def test_what_was_read_is_stored_after_a_stop(tmp_path: Path, grace: float) -> None:
+    """A chunk whose records are being stored, with time to finish and without."""
+
+    async def peers(listener: Listener) -> None:
+        await send(listener, b"".join(record(f"n{n}") + b"\n" for n in range(200)))
+        while not listener.counts.records:
+            await asyncio.sleep(0)
+
+    listener = listen(tmp_path, peers, Slow, grace_seconds=grace)
+    records, rejects = contents(tmp_path / "spool")
+    names = [json.loads(each)["provider_trace_id"] for each in records]
+    assert (names, rejects) == ([f"n{n}" for n in range(200)], [])
+    assert (listener.counts.records, listener.counts.refused) == (200, 0)
+
+
+def test_what_the_socket_holds_is_stored_after_a_stop(tmp_path: Path) -> None:
+    """More than a chunk, from a peer that has ended: some of it nobody has read yet."""
+    count = 1200
+
+    async def peers(listener: Listener) -> None:
+        lines = b"".join(record(f"n{n}", 1000) + b"\n" for n in range(count)) + record("last")
+        shouting = asyncio.create_task(asyncio.to_thread(shout, listener.path, lines))
+        while not shouting.done():
+            await asyncio.sleep(0.01)
+        assert listener.counts.records < count
+
+    Slow.seconds, before = 0.001, Slow.seconds
+    try:
+        listener = listen(tmp_path, peers, Slow, grace_seconds=0.3)
+    finally:
+        Slow.seconds = before
+    assert len(contents(tmp_path / "spool")[0]) == count + 1
+    assert (listener.counts.records, listener.counts.refused) == (count + 1, 0)
+
+
+def test_what_cannot_be_stored_after_a_stop_is_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def peers(listener: Listener) -> None:
+        lines = b"".join(record(f"n{n}") + b"\n" for n in range(2000))
+        await send(listener, lines + b'{"half')
+        await send(listener, record("one"))
+
+    listener = listen(tmp_path, peers, Stuck, grace_seconds=0.2)
+    counts = listener.counts
+    assert len(contents(tmp_path / "spool")[0]) == counts.records == 3
+    assert counts.records + counts.refused == 2002
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "1999 records are lost: the spool did not take them in time after the stop: "
+        "see that a drainer runs and the disk is well (counted as refused)"
+    ]
+
+
+def test_a_stop_in_the_middle_of_a_record(tmp_path: Path) -> None:
+    """Half a record goes to the rejects; a whole one that lacks its line feed is one."""
+
+    async def peers(listener: Listener) -> None:
+        for data in (b'{"half', record("whole"), record("a") + b"\n"):
+            _, writer = await asyncio.open_unix_connection(str(listener.path))
+            writer.write(data)
+            stay.append(writer)
+        while not listener.counts.records:
+            await asyncio.sleep(0.01)
+
+    stay: list[asyncio.StreamWriter] = []
+    listener = listen(tmp_path, peers, grace_seconds=0.2)
+    records, rejects = contents(tmp_path / "spool")
+    assert sorted(records) == sorted([record("a"), record("whole")])
+    assert rejects == [("half_record", b'{"half')]
+    assert (listener.counts.open, listener.counts.refused) == (0, 0)
+
+
 def test_the_socket_file_has_its_mode_and_goes_at_the_end(tmp_path: Path) -> None:
     modes: list[int] = []
 
@@ -358,11 +455,12 @@ def test_a_live_socket_and_other_files_are_refused(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def process(tmp_path: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m loader listen`."""
     started = subprocess.Popen(
         [*LISTEN, "--socket", str(tmp_path / "p.sock"), "--spool", str(tmp_path / "spool")],
         cwd=ROOT,
+        env=os.environ | variables,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -411,6 +509,31 @@ def test_the_verb_counts_on_a_signal_and_keeps_all_at_sigterm(tmp_path: Path) ->
     assert rejects == []
     assert not (tmp_path / "p.sock").exists()
     assert not list((tmp_path / "spool").glob("*.open"))
+
+
+def test_sigterm_in_the_middle_of_a_chunk_loses_none(tmp_path: Path) -> None:
+    with process(tmp_path, TOKENLEDGER_SPOOL_FSYNC="each") as listener:
+        shout(tmp_path / "p.sock", b"".join(record(f"n{n}") + b"\n" for n in range(2000)))
+        listener.send_signal(signal.SIGTERM)
+        _, stderr = listener.communicate(timeout=60)
+        assert listener.returncode == 0, stderr
+        assert json.loads(stderr.splitlines()[-1])["records"] == 2000
+    assert len(contents(tmp_path / "spool")[0]) == 2000
+
+
+def test_sigterm_while_the_spool_is_full_says_what_is_lost(tmp_path: Path) -> None:
+    limits = {"MAX_SPOOL_BYTES": "1000", "BLOCK_SECONDS": "600"}
+    variables = {f"TOKENLEDGER_SPOOL_{name}": value for name, value in limits.items()}
+    with process(tmp_path, **variables) as listener:
+        shout(tmp_path / "p.sock", b"".join(record(f"n{n}") + b"\n" for n in range(2000)))
+        listener.send_signal(signal.SIGTERM)
+        _, stderr = listener.communicate(timeout=60)
+        assert listener.returncode == 1
+        told, counted = stderr.splitlines()
+    counts = json.loads(counted)
+    assert counts["records"] == len(contents(tmp_path / "spool")[0]) > 0
+    assert counts["records"] + counts["refused"] == 2000
+    assert told.startswith(f"{counts['refused']} records are lost: ")
 
 
 def test_more_peers_than_a_shell_allows_files(tmp_path: Path) -> None:
