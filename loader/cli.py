@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0: done. 1: done, and some records were rejected. 2: an argument, a setting or a source is
-    wrong. 3: the store is unreachable or locked, or a spool or socket cannot be used.
+    wrong. 3: the store is unreachable or locked, a file is being landed by another loader, or a
+    spool or socket cannot be used.
     70: an error of ours. 130: interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -101,5 +102,5 @@ def _overview() -> str:
         f"  my-server | {_USAGE}            land standard input\n"
         f"  {_USAGE} VERB --help            what a verb takes\n\n"
         f"exit codes: 0 done, 1 some records rejected, 2 usage, "
-        "3 store, spool or socket unusable or locked"
+        "3 store, spool, socket or file locked or unusable"
     )

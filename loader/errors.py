@@ -6,14 +6,22 @@ Owns the tree; refuses to print. Each message is one line: what, where, what to 
     ├── UsageError          2   an argument or a setting cannot be
     ├── SourceError         2   a file or stream cannot be read (further)
     └── StoreError          3   the store is unreachable, refuses, or lost an answer
-        └── StoreLockedError    another process holds the embedded store
+        ├── StoreLockedError    another process holds the embedded store
+        └── SourceTakenError    another process holds the file, or landed it meanwhile
 
 Exit code 1 is no error: all was landed, and some records are among the rejects.
 """
 
 from __future__ import annotations
 
-__all__ = ["LoaderError", "SourceError", "StoreError", "StoreLockedError", "UsageError"]
+__all__ = [
+    "LoaderError",
+    "SourceError",
+    "SourceTakenError",
+    "StoreError",
+    "StoreLockedError",
+    "UsageError",
+]
 
 
 class LoaderError(Exception):
@@ -48,3 +56,7 @@ class StoreError(LoaderError):
 
 class StoreLockedError(StoreError):
     """Another process holds the embedded store for longer than the limit."""
+
+
+class SourceTakenError(StoreError):
+    """Another process holds a file for longer than the limit, or has landed it meanwhile."""

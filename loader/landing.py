@@ -3,16 +3,19 @@
 For each batch: is it in the ledger, then it is there. Else count what the raw tables hold of it,
 by distinct position: nothing, insert; all, go on; a part, remove that part and insert. Read the
 counts back, and only then write the ledger row. A lost answer is looked for before it is tried
-again. Refuses to lean on the engine's insert deduplication, and to parse anything.
+again. A file is landed by one loader at a time: on this machine it is held, and what another one
+has landed of it meanwhile is looked for with each batch. Refuses to lean on the engine's insert
+deduplication, and to parse anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +31,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
-from loader.errors import SourceError, StoreError
+from loader.errors import SourceError, SourceTakenError, StoreError
 from loader.formats import Framer
 from loader.rowbinary import (
     encode_milliseconds,
@@ -37,7 +40,7 @@ from loader.rowbinary import (
     encode_uint64,
 )
 from loader.settings import Settings
-from loader.sources import Source
+from loader.sources import Source, hold
 from loader.store import Store
 
 __all__ = ["Summary", "land_batch", "land_source", "place_batch", "record_batch"]
@@ -116,11 +119,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the store holds of a batch."""
+    """What the store holds of a batch; `others` are batches that hold bytes of it too."""
 
     traces: int
     rejects: int
     in_ledger: bool
+    others: list[str]
 
 
 def land_batch(
@@ -155,28 +159,54 @@ def land_batch(
     return is_new
 
 
-def place_batch(store: Store, batch: Batch, sleep: Callable[[float], None] = time.sleep) -> bool:
+def place_batch(
+    store: Store,
+    batch: Batch,
+    sleep: Callable[[float], None] = time.sleep,
+    known: Collection[str] | None = None,
+) -> bool:
     """Do all of landing but the ledger row: the raw tables hold the batch, and were asked.
 
-    Parameters, return value and errors are those of `land_batch`.
+    Parameters, return value and errors are those of `land_batch`, and besides:
+
+    Parameters
+    ----------
+    known : collection of str, optional
+        The batches that the ledger had of this source when it was cut. None: nobody else can cut
+        it another way.
+
+    Raises
+    ------
+    SourceTakenError
+        If a batch that is not known holds bytes of this one.
     """
 
     def attempt(number: int) -> bool:
-        found = _look(store, batch.batch_id)
+        found = _look(store, batch)
         if not found.in_ledger:
-            _finish(store, batch, found, number)
+            _refuse_twice(batch, found.others, known)
+            _finish(store, batch, found, number, known)
         return not found.in_ledger
 
     return _patiently(attempt, store, batch.batch_id, sleep)
 
 
-def record_batch(store: Store, batch: Batch, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Write the ledger row of a batch that was placed."""
+def record_batch(
+    store: Store,
+    batch: Batch,
+    sleep: Callable[[float], None] = time.sleep,
+    known: Collection[str] | None = None,
+) -> None:
+    """Write the ledger row of a batch that was placed; parameters are those of `place_batch`."""
 
     def attempt(number: int) -> None:
-        if number == 1 or not _look(store, batch.batch_id).in_ledger:
-            query_id = f"{batch.batch_id}-ledger-{number}"
-            store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], query_id)
+        if number > 1 and _look(store, batch).in_ledger:
+            return
+        if known is not None and not store.is_embedded:
+            # It may have waited for the batches before it, and others could land meanwhile.
+            _refuse_twice(batch, _look_for_others(store, batch), known)
+        query_id = f"{batch.batch_id}-ledger-{number}"
+        store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], query_id)
 
     _patiently(attempt, store, batch.batch_id, sleep)
 
@@ -199,6 +229,8 @@ def _patiently(
             if number > 1:
                 _wait_for_our_inserts(store, query_id_prefix, sleep)
             return attempt(number)
+        except SourceTakenError:
+            raise
         except StoreError as error:
             if number == _ATTEMPTS or store.is_embedded or error.code in _PERMANENT_CODES:
                 raise
@@ -214,6 +246,7 @@ def land_source(
     settings: Settings,
     summary: Summary,
     on_progress: Callable[[Summary], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> None:
     """Land what is new in a source, two batches being inserted while the next is read.
 
@@ -229,19 +262,28 @@ def land_source(
         Added to, batch by batch, so that it holds when an error ends the run.
     on_progress : callable, optional
         Called with the summary after each batch.
+    on_wait : callable, optional
+        Called once with a line of text when waiting for another process begins.
 
     Raises
     ------
     SourceError
         If the source breaks off; what came before is landed.
+    SourceTakenError
+        If another process holds the file for longer than the limit, or lands it meanwhile.
     StoreError
         If the store fails; what is in the ledger stays, and a run again does the rest.
     """
     entries: list[LedgerEntry] = []
-    if source.is_file:
-        entries = _patiently(lambda number: _ledger_of(store, source), store, "", time.sleep)
+    known: set[str] | None = None
     broken: SourceError | None = None
-    with _Landers(store) as landers:
+    with contextlib.ExitStack() as stack:
+        if source.is_file:
+            if not store.is_embedded:  # which this process has to itself
+                stack.enter_context(hold(source, settings.lock_timeout, on_wait))
+            entries = _patiently(lambda number: _ledger_of(store, source), store, "", time.sleep)
+            known = {entry.batch_id for entry in entries}
+        landers = stack.enter_context(_Landers(store, known))
         try:
             for item in _read(source, entries, framer, settings):
                 if isinstance(item, LedgerEntry):
@@ -270,8 +312,9 @@ class _Landers:
     placed by the caller: threads and a second client would only cost time.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, known: Collection[str] | None) -> None:
         self._store = store
+        self._known = known
         self._pool: ThreadPoolExecutor | None = None
         self._stores: queue.SimpleQueue[Store] = queue.SimpleQueue()
         self._first: Batch | None = None
@@ -314,12 +357,12 @@ class _Landers:
         """Wait for the oldest batch, write its ledger row, and count it."""
         if self._first is not None:
             batch, self._first = self._first, None
-            is_new = place_batch(self._store, batch)
+            is_new = place_batch(self._store, batch, known=self._known)
         else:
             batch, future = self._waiting.popleft()
             is_new = future.result()
         if is_new:
-            record_batch(self._store, batch)
+            record_batch(self._store, batch, known=self._known)
             summary.add_landed(batch)
         else:
             summary.add_already(batch.rows, batch.rejects)
@@ -331,7 +374,7 @@ class _Landers:
     def _place(self, batch: Batch) -> bool:
         store = self._stores.get()
         try:
-            return place_batch(store, batch)
+            return place_batch(store, batch, known=self._known)
         finally:
             self._stores.put(store)
 
@@ -362,7 +405,7 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
     return [LedgerEntry(*row) for row in rows]
 
 
-def _look(store: Store, batch_id: str) -> _Found:
+def _look(store: Store, batch: Batch) -> _Found:
     rows = store.query(
         "select"
         f" (select uniqExact(position) from {store.table('raw_traces')}"
@@ -370,14 +413,49 @@ def _look(store: Store, batch_id: str) -> _Found:
         f" (select uniqExact(position) from {store.table('raw_rejects')}"
         " where batch_id = {batch_id:String}),"
         f" (select count() from {store.table('raw_batches')}"
-        " where batch_id = {batch_id:String})",
-        {"batch_id": batch_id},
+        " where batch_id = {batch_id:String}),"
+        f" ({_others(store)})",
+        _place_of(batch),
     )
-    traces, rejects, ledger = rows[0]
-    return _Found(int(traces), int(rejects), int(ledger) > 0)
+    traces, rejects, ledger, others = rows[0]
+    return _Found(int(traces), int(rejects), int(ledger) > 0, others)
 
 
-def _finish(store: Store, batch: Batch, found: _Found, attempt: int) -> None:
+def _look_for_others(store: Store, batch: Batch) -> list[str]:
+    return list(store.query(_others(store), _place_of(batch))[0][0])
+
+
+def _others(store: Store) -> str:
+    """Write the select of the other batches that hold bytes of a batch."""
+    return (
+        f"select groupUniqArray(batch_id) from {store.table('raw_batches')}"
+        " where source = {source:String} and batch_id != {batch_id:String}"
+        " and start_offset < {end:UInt64} and end_offset > {start:UInt64}"
+    )
+
+
+def _place_of(batch: Batch) -> dict[str, str | int]:
+    return {
+        "batch_id": batch.batch_id,
+        "source": batch.source,
+        "start": batch.start,
+        "end": batch.end,
+    }
+
+
+def _refuse_twice(batch: Batch, others: Collection[str], known: Collection[str] | None) -> None:
+    """Raise if another loader has landed bytes of a batch since the ledger was read."""
+    if known is not None and any(other not in known for other in others):
+        raise SourceTakenError(
+            f"{batch.source}: another loader has landed the same file meanwhile, and bytes "
+            f"{batch.start:,} to {batch.end:,} of it would be landed twice: run it again, which "
+            "lands what is new."
+        )
+
+
+def _finish(
+    store: Store, batch: Batch, found: _Found, attempt: int, known: Collection[str] | None
+) -> None:
     """Bring the raw tables to the whole batch, read that back, and write the ledger row."""
     query_id = f"{batch.batch_id}-{attempt}"
     for table, columns, rows, held, wanted in (
@@ -396,7 +474,8 @@ def _finish(store: Store, batch: Batch, found: _Found, attempt: int) -> None:
             token = None if held else f"{batch.batch_id}-{table}"
             store.insert_binary(table, columns, rows, f"{query_id}-{table}", token)
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):
-        found = _look(store, batch.batch_id)
+        found = _look(store, batch)
+        _refuse_twice(batch, found.others, known)
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):
         raise StoreError(
             f"the store {store.settings.store_name} holds {found.traces} rows and {found.rejects} "

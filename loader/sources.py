@@ -1,32 +1,37 @@
 """Where bytes come from: files, folders, standard input; plain, gzip or zstd.
 
-Owns finding, opening and decompressing, with offsets in the decompressed stream. Refuses to know
-lines. In a folder it takes regular files of known names only: no links, pipes or devices.
+Owns finding, opening and decompressing, with offsets in the decompressed stream, and keeping other
+loaders off a file. Refuses to know lines. In a folder it takes regular files of known names only:
+no links, pipes or devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
 
-from loader.errors import SourceError, UsageError
+from loader.errors import SourceError, SourceTakenError, UsageError
 from loader.settings import Settings
+from loader.spool import try_lock
 
-__all__ = ["STDIN", "Source", "Stream", "find_sources"]
+__all__ = ["STDIN", "Source", "Stream", "find_sources", "hold"]
 
 STDIN = "-"
 SUFFIXES = tuple(
     name + packed for name in (".ndjson", ".jsonl") for packed in ("", ".gz", ".zst", ".zstd")
 )
 _CHUNK = 1024 * 1024
+_LOOK_AGAIN_SECONDS = 0.1
 # One zstd block of 4 bytes gives 128 KiB: what one step may expand to stays at some 64 MiB.
 _ZSTD_STEP = 2048
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -61,11 +66,7 @@ class Source:
         """
         if self.path is None:
             return Stream(sys.stdin.buffer, self.name, settings)
-        try:
-            file = Path(self.path).open("rb")  # noqa: SIM115 (the stream closes it)
-        except OSError as error:
-            raise SourceError(f"{self.path}: cannot be opened: {error.strerror}.") from None
-        stream = Stream(file, self.name, settings)
+        stream = Stream(_open(self.path), self.name, settings)
         try:
             stream.skip(offset)
         except BaseException:
@@ -254,6 +255,76 @@ class Stream:
             if frame.eof:
                 data, begun = frame.unused_data, False
             yield self._expanded(out)
+
+
+@contextlib.contextmanager
+def hold(
+    source: Source, seconds: float, on_wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Keep other loaders of this machine off a file, as long as the context lasts.
+
+    A file system without locks (NFS, for a file that is opened for reading) is no obstacle.
+
+    Parameters
+    ----------
+    source : Source
+        A file.
+    seconds : float
+        How long to wait for whoever holds it.
+    on_wait : callable, optional
+        Called once with a line of text when waiting begins.
+
+    Raises
+    ------
+    SourceTakenError
+        If another process holds it for longer.
+    SourceError
+        If it cannot be opened.
+    """
+    assert source.path is not None
+    deadline = time.monotonic() + seconds
+    while True:
+        with _open(source.path) as file:
+            while not _is_locked(file):
+                if on_wait is not None:
+                    on_wait(
+                        f"waiting up to {seconds:g} s for the file {source.path}, "
+                        "held by another process"
+                    )
+                    on_wait = None
+                if time.monotonic() >= deadline:
+                    raise SourceTakenError(
+                        f"{source.path}: another process holds this file, a loader that lands it "
+                        "perhaps: run it again when that is done, or wait longer "
+                        f"(TOKENLEDGER_LOCK_TIMEOUT, now {seconds:g} s)."
+                    )
+                time.sleep(_LOOK_AGAIN_SECONDS)
+            if _is_at(source.path, file):
+                yield
+                return
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be opened: {error.strerror}.") from None
+
+
+def _is_locked(file: BinaryIO) -> bool:
+    """Lock a file, where it can be locked at all; False if another process has it locked."""
+    try:
+        return try_lock(file.fileno())
+    except OSError:
+        return True
+
+
+def _is_at(path: str, file: BinaryIO) -> bool:
+    """Say whether a file is still the one at its path: it may have been replaced meanwhile."""
+    try:
+        return os.path.samestat(Path(path).stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
 def find_sources(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:

@@ -54,11 +54,16 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     summary = Summary()
     broken: list[SourceError] = []
     progress = _Progress()
-    with open_store(settings, lambda text: print(text, file=sys.stderr)) as store:
+
+    def tell(text: str) -> None:
+        progress.clear()
+        print(text, file=sys.stderr)
+
+    with open_store(settings, tell) as store:
         store.ensure_raw_tables()
         for source in sources:
             try:
-                land_source(store, source, framer, settings, summary, progress.show)
+                land_source(store, source, framer, settings, summary, progress.show, tell)
             except SourceError as error:
                 broken.append(error)
     progress.clear()

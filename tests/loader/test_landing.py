@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import loader.landing
 from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch, cut_stream, encode_batch
-from loader.errors import SourceError, StoreError
+from loader.errors import SourceError, SourceTakenError, StoreError
 from loader.formats import Buffer, Framer
 from loader.landing import Summary, land_batch, land_source
 from loader.settings import Settings
@@ -270,3 +273,83 @@ def test_the_ledger_has_no_gap_when_a_batch_fails(store: Store, tmp_path: Path) 
     land_source(store, source, FRAMER, settings, summary)
     assert (summary.batches_already, summary.batches) == (2, 6)
     assert counts(store) == (40, 0, 8)
+
+
+def add_lines(path: Path, count: int) -> None:
+    """Let a file grow by records that do not name themselves."""
+    with path.open("ab") as file:
+        file.write(b"".join(b'{"request_json":%d}\n' % number for number in range(count)))
+
+
+def visible(store: Store) -> int:
+    """Rows of raw_traces whose batch is in the ledger: what dbt reads."""
+    return int(
+        store.query(
+            f"select uniqExact(batch_id, position) from {store.table('raw_traces')}"
+            f" where batch_id in (select batch_id from {store.table('raw_batches')})"
+        )[0][0]
+    )
+
+
+def unlockable(*_: Any) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("moment", ["place", "insert", "record"])
+def test_what_another_host_lands_meanwhile_is_not_landed_twice(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The file grows and is landed elsewhere, while this loader has read its first lines."""
+    if store.is_embedded and moment == "record":
+        pytest.skip("a process has an embedded store to itself")
+    path = tmp_path / "a.ndjson"
+    add_lines(path, 10)
+    source = Source(str(path), str(path), True)
+    elsewhere: list[Summary] = []
+
+    def overtaken(action: Callable[..., Any], applies: Callable[..., bool]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not elsewhere and applies(*args):
+                elsewhere.append(Summary())
+                add_lines(path, 5)
+                land_source(store, source, FRAMER, store.settings, elsewhere[0])
+            return action(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(fcntl, "flock", unlockable)
+    if moment == "insert":
+        inserts = overtaken(store.insert_binary, lambda table, *_: table == "raw_traces")
+        monkeypatch.setattr(store, "insert_binary", inserts)
+    else:
+        name = f"{moment}_batch"
+        action = overtaken(getattr(loader.landing, name), lambda *_: True)
+        monkeypatch.setattr(loader.landing, name, action)
+    with pytest.raises(SourceTakenError, match="run it again") as raised:
+        land_source(store, source, FRAMER, store.settings, Summary())
+    assert str(path) in str(raised.value)
+    assert raised.value.exit_code == 3
+    assert elsewhere[0].rows == visible(store) == 15
+    again = Summary()
+    land_source(store, source, FRAMER, store.settings, again)
+    assert (again.rows, again.rows_already, visible(store)) == (0, 15, 15)
+
+
+def test_a_file_that_is_rewritten_or_goes_on_lands_beside_what_is_known(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    add_lines(path, 3)
+    with path.open("ab") as file:
+        file.write(b'{"request_json":')
+    source = Source(str(path), str(path), True)
+    for wanted in (3, 1, 2):
+        summary = Summary()
+        land_source(store, source, FRAMER, store.settings, summary)
+        assert summary.rows == wanted
+        if wanted == 3:
+            with path.open("ab") as file:
+                file.write(b"3}\n")
+        else:
+            path.write_bytes(b'{"request_json":"new"}\n{"request_json":"newer"}\n')
+    assert visible(store) == 6

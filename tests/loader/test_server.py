@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -107,4 +108,44 @@ def test_a_server_that_goes_away_for_good_exits_3_and_keeps_what_is_landed(
     front.behave()
     summary = json.loads(project.loader(str(file), "--json", expect=1).stdout)
     assert summary["rows_already"] > 0
+    check(project)
+
+
+def test_a_second_loader_of_a_growing_file_waits_for_the_first(
+    front: Front, project: Project, tmp_path: Path
+) -> None:
+    path = tmp_path / "growing.ndjson"
+    path.write_text("".join(f'{{"request_json":{n}}}\n' for n in range(10)))
+    project.loader("init")
+    front.misbehave("slow", inserts=True, contains="raw_traces", seconds=4)
+    first = project.start_loader(str(path))
+    deadline = time.monotonic() + 60
+    while not front.stats()["faults"][0]["done"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with path.open("a") as file:
+        file.write("".join(f'{{"request_json":{n}}}\n' for n in range(10, 15)))
+    second = project.start_loader(str(path))
+    stdout, stderr = second.communicate(timeout=60)
+    assert stderr == f"waiting up to 60 s for the file {path}, held by another process\n"
+    assert stdout.startswith("landed 5 traces in 1 batch; 10 already there")
+    stdout, stderr = first.communicate(timeout=60)
+    assert (stderr, first.returncode, second.returncode) == ("", 0, 0)
+    assert stdout.startswith("landed 10 traces in 1 batch")
+    held = "select (select count() from raw_traces), (select count() from raw_batches)"
+    assert list(project.query(held)[0].values()) == [15, 2]
+
+
+def test_a_file_that_another_process_keeps_is_left_alone(
+    front: Front, project: Project, file: Path
+) -> None:
+    project.loader("init")
+    project.env["TOKENLEDGER_LOCK_TIMEOUT"] = "0.2"
+    with file.open("rb") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        done = project.loader(str(file), expect=3)
+    assert len(done.stderr.splitlines()) == 2
+    assert f"{file}: " in done.stderr.splitlines()[1]
+    assert project.value("select count() from raw_batches") == 0
+    project.loader(str(file), expect=1)
     check(project)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import gzip
 import io
 import os
@@ -11,9 +14,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from loader.errors import SourceError, UsageError
+from loader.errors import SourceError, SourceTakenError, UsageError
 from loader.settings import Settings
-from loader.sources import Stream, find_sources
+from loader.sources import Source, Stream, find_sources, hold
 
 SETTINGS = Settings()
 TEXT = b"".join(b"%d\n" % number for number in range(300_000))
@@ -128,3 +131,55 @@ def test_a_name_that_is_not_utf8_still_has_a_name(tmp_path: Path) -> None:
     ((source,), _) = find_sources([str(path)])
     assert source.name.endswith("\\xff.ndjson")
     source.name.encode()
+
+
+def test_a_file_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b"x\n")
+    path.chmod(0o444)
+    source = Source(str(path), str(path), True)
+    said: list[str] = []
+    with hold(source, 60, said.append):
+        refused = pytest.raises(SourceTakenError, match="TOKENLEDGER_LOCK_TIMEOUT")
+        with refused, hold(source, 0.2, said.append):
+            raise AssertionError
+        assert len(said) == 1
+        assert "waiting up to 0.2 s for the file" in said[0]
+        assert str(path) in said[0]
+    with hold(source, 0, said.append):
+        assert len(said) == 1
+
+
+def test_who_waited_for_a_file_holds_the_one_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b"x\n")
+    source = Source(str(path), str(path), True)
+    new = tmp_path / "new"
+    new.write_bytes(b"y\n")
+    with contextlib.ExitStack() as first:
+        first.enter_context(hold(source, 0))
+
+        def replace(_: str) -> None:
+            new.rename(path)
+            first.close()
+
+        with hold(source, 60, replace), pytest.raises(SourceTakenError), hold(source, 0):
+            raise AssertionError
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_that_cannot_be_locked_is_landed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """NFS has no lock without a server for it, and none of a file that is opened for reading."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b"x\n")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with hold(Source(str(path), str(path), True), 0):
+        pass
+    with pytest.raises(SourceError, match="cannot be opened"), hold(Source("no", "no", True), 0):
+        raise AssertionError
