@@ -42,7 +42,7 @@ class Settings:
         server's certificate is always verified.
     lock_timeout : float
         Seconds to wait for another process to leave the embedded store
-        (`TOKENLEDGER_LOCK_TIMEOUT`).
+        (`TOKENLEDGER_LOCK_TIMEOUT`), or a file that another loader lands.
     max_record_bytes : int
         A longer line is rejected (`TOKENLEDGER_MAX_RECORD_BYTES`).
     batch_lines, batch_bytes : int
