@@ -38,6 +38,15 @@ dropped last.
         {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}
     {%- endfor -%}
 
+    {#- No run makes such rows; each would be charged twice. -#}
+    {%- for table in [ref('llm_traces'), ref('llm_trace_costs')] -%}
+        {%- set doubled = run_query('select count() - uniqExact(id) from ' ~ table).rows[0][0] | int -%}
+        {%- if doubled > 0 -%}
+            {%- do print(table.identifier ~ ' holds ' ~ doubled ~ ' rows of ids that stand there already. Build it anew on purpose '
+                ~ '(docs/retention.md, Rebuilding llm_traces), or restore a backup.') -%}
+        {%- endif -%}
+    {%- endfor -%}
+
     {#- Batches that were landed whole, and are not whole any more. -#}
     {%- set short = [] -%}
     {%- for raw_table, counted in {'raw_traces': 'rows', 'raw_rejects': 'rejects'}.items() -%}

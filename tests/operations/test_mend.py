@@ -69,4 +69,9 @@ def test_a_part_that_a_power_failure_took_comes_back(embedded: Project, tmp_path
         assert embedded.query(FRESH) == before
         assert embedded.value(f"select uniqExact(id) from {table}") == len(before)
         assert embedded.value(f"select count() from {table}") == len(before)
+    assert "stand there already" not in said
     assert "WARN=0" in embedded.dbt("build").stdout
+
+    embedded.query("insert into llm_traces select * from llm_traces where id = '000001'")
+    said = operation(embedded, "mend", "{dry_run: true}")
+    assert "llm_traces holds 1 rows of ids that stand there already" in said
