@@ -13,8 +13,8 @@ pending as (
 ),
 
 erased as (
-    {{ erased_positions('raw_traces') | indent(4) }}
-    and batch_id in (select batch_id from pending)
+    select * from ({{ erased_positions('raw_traces') | indent(8) }})
+    where batch_id in (select batch_id from pending)
 ),
 
 arrived as (

@@ -8,8 +8,8 @@
 }}
 {# one row per arrival of an id that was already known with another payload #}
 
-{#- Looked for while a batch is pending: transformed_batches waits for this model, and takes the same
-    batches. So a full refresh could not find again what is here, and does not touch it. -#}
+{#- Looked for while a batch is pending: transformed_batches waits for this model, and takes the
+    same batches. So a full refresh could not find again what is here, and does not touch it. -#}
 
 with
 
