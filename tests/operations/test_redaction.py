@@ -177,6 +177,7 @@ def embed(text: str) -> str:
         ('" and {"k":1}', '" and {"k":"[redacted]"}'),
         ('{"z":1, "k":"cut\n off', '{"z":1, "k":"[redacted]"'),
         ('{"k":{"z":[1, 2} left {"z":"\\$","k":1}', '{"k":"[redacted]"'),
+        ('x {"k":{"z":[1, 2} left {"z":2,"k":1}', 'x {"k":"[redacted]"'),
         ('{"z":"one\ntwo", "k":1} left', '{"z":"one\ntwo", "k":"[redacted]"} left'),
         ('{"z":"cut\n{"k":1}', '{"z":"cut\n{"k":"[redacted]"}'),
         ('{"k":null} "k": 1 k', '{"k":null} "k": 1 k'),
