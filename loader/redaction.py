@@ -51,13 +51,13 @@ _ESCAPABLE = re.compile(r'["\\/\x00-\x1f\x7f]')
 _CAN_HOLD = re.compile(r"[\[{\\]")
 _SCALAR = re.compile(r"-?[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null|NaN|-?Infinity")
 
-# Where JSON may begin in a text that is none as a whole: an object, a list, and a quoted string
-# that is all of a line, or of what an event stream has in it.
+# Where JSON may begin in a text that is none as a whole: an object, a list, a quoted string that
+# begins with an escape or a bracket and an escape, or is all of a line, behind `data:` or not.
 _LINE_SPACE = r"(?:[ \t\n\r]|(?<=[\n\r])data:)*+"
 _LINE_STRING = r'"[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+"'
 _LINE_BLANK = r"(?:[^\S\n\r]|\ufeff)*+"
 _OPENER = re.compile(
-    rf'(?=\{{{_LINE_SPACE}"|\[{_LINE_SPACE}[\[{{"\-0-9tfnNI])'
+    rf'(?=\{{{_LINE_SPACE}"|\[{_LINE_SPACE}[\[{{"\-0-9tfnNI]|(?<!\\)"[ \t\[{{]*+\\)'
     rf"|(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
     rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r]))"
 )

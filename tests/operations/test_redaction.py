@@ -170,9 +170,14 @@ def embed(text: str) -> str:
         ('\xa0\u2003{"k":1}\xa0', '\xa0\u2003{"k":"[redacted]"}\xa0'),
         ('\ufeff\ufeff{"k":1}', '\ufeff\ufeff{"k":"[redacted]"}'),
         ('[INFO] it\'s "so": {"k":1}.', '[INFO] it\'s "so": {"k":"[redacted]"}.'),
+        (
+            'x body="{\\"k\\":1}" z=" {\\"k\\":1}"',
+            'x body="{\\"k\\":\\"[redacted]\\"}" z=" {\\"k\\":\\"[redacted]\\"}"',
+        ),
         ('" and {"k":1}', '" and {"k":"[redacted]"}'),
         ('{"z":1, "k":"cut\n off', '{"z":1, "k":"[redacted]"'),
         ('{"k":{"z":[1, 2} left {"z":"\\$","k":1}', '{"k":"[redacted]"'),
+        ('x {"k":{"z":[1, 2} left {"z":2,"k":1}', 'x {"k":"[redacted]"'),
         ('{"z":"one\ntwo", "k":1} left', '{"z":"one\ntwo", "k":"[redacted]"} left'),
         ('{"z":"cut\n{"k":1}', '{"z":"cut\n{"k":"[redacted]"}'),
         ('{"k":null} "k": 1 k', '{"k":null} "k": 1 k'),
@@ -215,14 +220,16 @@ def test_beyond_the_levels_that_are_read_text_is_withheld(levels: int, key: str)
 
 
 def wrappings(text: str) -> list[str]:
-    line = text.replace("\n", "")
+    events = "\n".join(
+        line if line.startswith("data:") else f"data: {line}" for line in text.split("\n")
+    )
     return [
         json.dumps(text),
         json.dumps({"z": text}),
-        f"data: {line}\n\ndata: [DONE]",
-        f'{{"z": 1}}\n{line}',
+        f"{events}\n\ndata: [DONE]",
+        f'{{"z": 1}}\n{text}',
         f"\ufeff\xa0{text} ",
-        f"[INFO] body={text}",
+        f"[INFO] body={text}" if text.startswith("{") else f"[INFO]\n{text}",
         json.dumps([1, json.dumps(text)], indent=1),
     ]
 
