@@ -32,7 +32,9 @@ demo: setup ## land the examples, build, and print who spent what
 	$(BIN)/dbt --quiet build --exclude-resource-type unit_test  # `make test` runs those
 	@$(BIN)/dbt --quiet run-operation who_spent_what
 
-test: setup lint test-dbt test-adapter test-python ## every test
+test: setup ## every test
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint test-dbt test-adapter
+	@$(MAKE) --no-print-directory test-python
 
 test-dbt: setup ## the project built on a scratch path with its dbt tests
 	rm -rf $(SCRATCH) && mkdir -p $(SCRATCH)
