@@ -91,9 +91,13 @@ LONG = (
 LONG_ON_A_SERVER = (
     *("test_pipeline.py", "test_billing.py", "test_bills.py", "test_explain.py"),
     *("tests/test_kill.py", "test_server_kills.py", "test_integrate.py", "test_redaction.py"),
+    "test_parsed.py",
 )
 # Of files that are short otherwise.
-LONG_TESTS = ("test_history_is_priced_again", "test_money_follows_late_traces")
+LONG_TESTS = (
+    *("test_history_is_priced_again", "test_money_follows_late_traces"),
+    *("test_a_day_that_was_cut_short", "test_neither_payload_nor_password_is_said[embedded"),
+)
 # Each read of an embedded store opens it.
 SLOW_EMBEDDED = ("test_organizations.py", "test_reader.py")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.project import Project
 
-KILLS = int(os.environ.get("TOKENLEDGER_TEST_KILLS", "8"))
+KILLS = int(os.environ.get("TOKENLEDGER_TEST_KILLS", "5"))
 
 
 def test_a_killed_loader_is_finished_by_the_next(project: Project, tmp_path: Path) -> None:
