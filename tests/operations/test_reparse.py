@@ -133,7 +133,8 @@ def test_what_is_rebuilt_is_priced_anew(project: Project, tmp_path: Path) -> Non
     spoil(project)
     project.dbt("run", "--full-refresh", "--select", "llm_trace_costs", "costed_batches")
     assert project.query(COSTS) != costs
-    project.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
+    rebuild = ("--full-refresh", "--vars", "rebuild_llm_traces: true")
+    project.dbt("run", "--select", "llm_traces+", *rebuild)
     assert project.query(COSTS) == costs
 
 
