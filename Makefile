@@ -33,7 +33,7 @@ demo: setup ## land the examples, build, and print who spent what
 	@$(BIN)/dbt --quiet run-operation who_spent_what
 
 test: setup ## every test
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lint test-dbt test-adapter
+	@$(MAKE) --no-print-directory -j2 $(filter --output-sync,$(.FEATURES:%=--%)) lint test-dbt test-adapter
 	@$(MAKE) --no-print-directory test-python
 
 test-dbt: setup ## the project built on a scratch path with its dbt tests
