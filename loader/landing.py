@@ -182,7 +182,7 @@ def place_batch(
     """
 
     def attempt(number: int) -> bool:
-        found = _look(store, batch)
+        found = _look(store, batch, known)
         if not found.in_ledger:
             _refuse_twice(batch, found.others, known)
             _finish(store, batch, found, number, known)
@@ -200,7 +200,7 @@ def record_batch(
     """Write the ledger row of a batch that was placed; parameters are those of `place_batch`."""
 
     def attempt(number: int) -> None:
-        if number > 1 and _look(store, batch).in_ledger:
+        if number > 1 and _look(store, batch, None).in_ledger:
             return
         if known is not None and not store.is_embedded:
             # It may have waited for the batches before it, and others could land meanwhile.
@@ -405,7 +405,9 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
     return [LedgerEntry(*row) for row in rows]
 
 
-def _look(store: Store, batch: Batch) -> _Found:
+def _look(store: Store, batch: Batch, known: Collection[str] | None) -> _Found:
+    """Ask what the store holds of a batch; for others only where somebody else may cut it."""
+    others_sql = "select emptyArrayString()" if known is None else _others(store)
     rows = store.query(
         "select"
         f" (select uniqExact(position) from {store.table('raw_traces')}"
@@ -414,7 +416,7 @@ def _look(store: Store, batch: Batch) -> _Found:
         " where batch_id = {batch_id:String}),"
         f" (select count() from {store.table('raw_batches')}"
         " where batch_id = {batch_id:String}),"
-        f" ({_others(store)})",
+        f" ({others_sql})",
         _place_of(batch),
     )
     traces, rejects, ledger, others = rows[0]
@@ -474,7 +476,7 @@ def _finish(
             token = None if held else f"{batch.batch_id}-{table}"
             store.insert_binary(table, columns, rows, f"{query_id}-{table}", token)
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):
-        found = _look(store, batch)
+        found = _look(store, batch, known)
         _refuse_twice(batch, found.others, known)
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):
         raise StoreError(
