@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ def replay(store: Store, framer: Framer = NEW) -> tuple[int, int]:
     """Replay, and say how many lines became rows now, and how many are listed then."""
     rows = replay_rejects(store, framer, Settings()).rows
     return rows, count_open(store)
+
+
+def kill_replay(
+    store: Store, monkeypatch: pytest.MonkeyPatch, leave: Callable[[Store, Batch], object]
+) -> None:
+    """Replay, and die with the first batch when so much of it is left in the store."""
+
+    def killed(store: Store, batch: Batch) -> bool:
+        leave(store, batch)
+        raise StoreError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.replay, "land_batch", killed)
+        with pytest.raises(StoreError):
+            replay(store)
 
 
 def listed(store: Store) -> list[tuple[str, int]]:
@@ -134,7 +150,7 @@ def test_a_killed_replay_is_finished_by_the_next(
     land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
     before = listed(store)
 
-    def killed(store: Store, batch: Batch) -> bool:
+    def leave(store: Store, batch: Batch) -> None:
         if kept in ("traces", "both"):
             store.insert_binary("raw_traces", TRACE_COLUMNS, batch.traces)
         if kept in ("rejects", "both"):
@@ -143,12 +159,8 @@ def test_a_killed_replay_is_finished_by_the_next(
             store.insert_binary("raw_rejects", REJECT_COLUMNS, batch.rejected[:10])
         if kept == "all but the ledger":
             place_batch(store, batch)
-        raise StoreError("killed")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loader.replay, "land_batch", killed)
-        with pytest.raises(StoreError):
-            replay(store)
+    kill_replay(store, monkeypatch, leave)
     assert listed(store) == before, "what is not in the ledger is not told twice"
     assert replay(store) == (2, 2)
     assert len(rows(store)) == 4
@@ -160,14 +172,10 @@ def test_a_killed_replay_is_not_taken_up_with_other_formats(
 ) -> None:
     land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"hiss":2}\n')
 
-    def killed(store: Store, batch: Batch) -> bool:
+    def leave(store: Store, batch: Batch) -> None:
         store.insert_binary("raw_traces", TRACE_COLUMNS, batch.traces)
-        raise StoreError("killed")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loader.replay, "land_batch", killed)
-        with pytest.raises(StoreError):
-            replay(store)
+    kill_replay(store, monkeypatch, leave)
     snake = Framer([*OLD.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
     assert replay(store, snake) == (1, 1)
     assert [row[:2] for row in rows(store)] == [("snake", "2")]
@@ -285,14 +293,7 @@ def test_a_killed_replay_is_not_taken_up_unredacted(
     line = f'{{"squawk":{{"api_key":"{SECRET}"}}}}\n'
     land(store, tmp_path / "a.ndjson", line + line.replace("squawk", "hiss"))
 
-    def killed(store: Store, batch: Batch) -> bool:
-        place_batch(store, batch)
-        raise StoreError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loader.replay, "land_batch", killed)
-        with pytest.raises(StoreError):
-            replay(store)
+    kill_replay(store, monkeypatch, place_batch)
     assert replay_rejects(store, NEW, redacting).rows == 1
     assert not any(SECRET in text for text in replayed(store))
 
