@@ -82,11 +82,7 @@ The embedded engine needs none of this: one process at a time holds the path.
     {%- if execute and is_shared_store() and flags.WHICH != 'test' -%}
         {%- set lock = _newest_run_lock() -%}
         {%- if lock.owner == invocation_id -%}
-            {%- set running = run_query(
-                "select count() from system.processes where position(query, 'tokenledger run " ~ invocation_id
-                ~ "') > 0 and position(query, 'system.processes') = 0"
-            ).rows[0][0] | int -%}
-            {%- if running > 0 -%}
+            {%- if lock.is_running -%}
                 {%- do log('a statement of this run lost its connection and still runs on the server: the lock stays until it has ended', info=true) -%}
             {%- else -%}
                 {%- do run_query(_touch_run_lock(lock.number, 'free')) -%}
@@ -108,7 +104,8 @@ The embedded engine needs none of this: one process at a time holds the path.
         ~ " from system.tables where database = " ~ sql_text(target.schema)
         ~ " and match(name, '^run_lock_[0-9]+$') order by number desc limit 1)"
         ~ " select number, owner, comment, idle,"
-        ~ " (select count() from system.processes where length((select any(owner) from locks)) > 30"
+        ~ " (select count() from system.processes where position(query, 'system.processes') = 0"
+        ~ " and length((select any(owner) from locks)) > 30"
         ~ " and position(query, concat('tokenledger run ', (select any(owner) from locks))) > 0)"
         ~ " as running from locks"
     ) -%}
