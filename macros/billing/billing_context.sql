@@ -72,8 +72,14 @@ matched as (
 )
 {%- endmacro -%}
 
-{#- The four billing columns. Arguments: the trace's own three values, and whether they are its own. -#}
-{%- macro billing_columns(plan_type, cost_source, customer_id, is_own) -%}
+{#- The four billing columns. Arguments: the trace's own three values, and whether they are its own; as they
+    landed, unless they are given. -#}
+{%- macro billing_columns(
+    plan_type='trace_plan_type',
+    cost_source='trace_cost_source',
+    customer_id='trace_customer_id',
+    is_own='coalesce(trace_plan_type, trace_cost_source, trace_customer_id) is not null'
+) -%}
 if({{ is_own }}, {{ plan_type }}, subscribed_plan_type) as billing_plan_type,
         if({{ is_own }}, {{ cost_source }}, subscribed_cost_source) as billing_cost_source,
         if({{ is_own }}, {{ customer_id }}, subscribed_customer_id) as billing_customer_id,

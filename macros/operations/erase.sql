@@ -153,10 +153,7 @@ arrivals as (
 
 select
     *,
-    {{ billing_columns(
-        'trace_plan_type', 'trace_cost_source', 'trace_customer_id',
-        'coalesce(trace_plan_type, trace_cost_source, trace_customer_id) is not null'
-    ) }}
+    {{ billing_columns() }}
 from matched
 )
 {%- endmacro -%}

@@ -9,7 +9,7 @@
 with
 
 final as (
-    select * from {{ ref('int_batches__pending') }}
+    select batch_id from {{ ref('int_batches__pending') }}
 )
 
 select * from final

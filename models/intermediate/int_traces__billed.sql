@@ -12,10 +12,7 @@ traces as (
 billed as (
     select
         * except (subscribed_plan_type, subscribed_cost_source, subscribed_customer_id),
-        {{ billing_columns(
-            'trace_plan_type', 'trace_cost_source', 'trace_customer_id',
-            'coalesce(trace_plan_type, trace_cost_source, trace_customer_id) is not null'
-        ) }}
+        {{ billing_columns() }}
     from matched
 ),
 

@@ -62,9 +62,7 @@ final as (
             read_back.traces > 0
             or transformed.new_traces = 0
             or transformed.batch_id in (
-                select batch_id
-                from {{ source('operations', 'retired_batches') }}
-                where raw_table = 'raw_traces' and reason = 'erasure'
+                select batch_id from ({{ erased_positions('raw_traces') | indent(16) }})
             )
         )
 )
