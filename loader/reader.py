@@ -8,6 +8,7 @@ payload columns are read only when they are asked for.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import pickle
@@ -456,15 +457,10 @@ class Reader:
             store = open_existing_store(self.settings)
         try:
             yield store
-        except StoreError:
-            store.close()  # whatever is wrong with it, the next call begins anew
-            raise
         except BaseException:
-            self._keep(store)
+            # Whatever is wrong with it, and an answer that nobody waited for: begin anew.
+            store.close()
             raise
-        self._keep(store)
-
-    def _keep(self, store: Store) -> None:
         try:
             self._kept.put_nowait(store)
         except queue.Full:
@@ -481,6 +477,7 @@ class _EmbeddedStore(Store):
         self._helper: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._queries = 0
+        self._numbers = itertools.count()
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Do as `Store.query`."""
@@ -502,15 +499,22 @@ class _EmbeddedStore(Store):
         helper = self._helper
         assert helper.stdin is not None
         assert helper.stdout is not None
+        number = next(self._numbers)
         try:
-            pickle.dump((self.settings, sql, dict(parameters or {})), helper.stdin)
+            pickle.dump((number, self.settings, sql, dict(parameters or {})), helper.stdin)
             helper.stdin.flush()
-            answer = pickle.load(helper.stdout)
+            answered, answer = pickle.load(helper.stdout)
+            if answered != number:
+                raise EOFError
         except (OSError, EOFError, pickle.UnpicklingError):
             self.close()
             raise StoreError(
                 f"the process that read the store {self.settings.store_name} ended: read again."
             ) from None
+        except BaseException:
+            # A time limit, say, of whoever called: the answer to come is not that of the next call.
+            self.close()
+            raise
         if isinstance(answer, LoaderError):
             raise answer
         rows: list[tuple[Any, ...]] = answer
@@ -535,7 +539,7 @@ def _help() -> None:
     os.dup2(2, 1)
     while True:
         try:
-            settings, sql, parameters = pickle.load(sys.stdin.buffer)
+            number, settings, sql, parameters = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         answer: list[tuple[Any, ...]] | LoaderError
@@ -544,7 +548,7 @@ def _help() -> None:
                 answer = store.query(sql, parameters)
         except LoaderError as error:
             answer = error
-        pickle.dump(answer, answers)
+        pickle.dump((number, answer), answers)
         answers.flush()
 
 

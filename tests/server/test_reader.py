@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -291,6 +293,55 @@ def test_another_organizations_step_of_the_same_name(reader: Reader) -> None:
     assert first is not None
     assert second is not None
     assert (first["id"], second["id"]) == ("provider_trace-0001", "provider_trace-0031")
+
+
+class OutOfTime(Exception):
+    """What a worker's time limit raises in the middle of a call."""
+
+
+def out_of_time(*_: Any) -> None:
+    raise OutOfTime
+
+
+def test_an_interrupted_read_leaves_no_answer_to_the_next(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two queries are a call: two answers left would be another organization's trace, whole."""
+    before = signal.signal(signal.SIGALRM, out_of_time)
+    interrupted = 0
+    try:
+        for seconds in (0.002, 0.005, 0.01, 0.02, 0.04, 0.08):
+            for _ in range(2):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, seconds)
+                    reader.get_by_step_id("step-1", "org-1")
+                except (OutOfTime, StoreError):  # of a server's client
+                    interrupted += 1
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            for organization in ("org-2", "org-1"):
+                trace = reader.get_by_step_id("step-1", organization)
+                assert trace is not None
+                assert trace["organization_id"] == organization
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 2
+
+
+def test_an_answer_to_another_question_is_none(warehouse: Project) -> None:
+    """A forked child that ends may send what its parent was about to ask a second time."""
+    with Reader(Settings.from_environment(warehouse.env)) as reader:
+        assert reader.get_by_id("0003", "org-1") is not None
+        helper = reader._embedded
+        assert helper is not None
+        assert helper._helper is not None
+        assert helper._helper.stdin is not None
+        pickle.dump((0, helper.settings, "select 'of another'", {}), helper._helper.stdin)
+        with pytest.raises(StoreError, match="read again"):
+            reader.get_by_id("0004", "org-1")
+        trace = reader.get_by_id("0004", "org-1")
+        assert trace is not None
+        assert trace["id"] == "0004"
 
 
 def test_no_organization_no_reading(reader: Reader) -> None:
