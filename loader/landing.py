@@ -506,7 +506,13 @@ def _ledger_row(batch: Batch) -> bytes:
 
 def _wait_for_our_inserts(store: Store, batch_id: str, sleep: Callable[[float], None]) -> None:
     """After a lost answer: an insert of ours that still runs is not to be overtaken by another."""
-    waited = 0.0
-    while batch_id and waited < _STILL_RUNNING_SECONDS and store.is_running(batch_id):
-        sleep(0.5)
-        waited += 0.5
+    waited, pause = 0.0, 0.5
+    while batch_id and store.is_running(batch_id):
+        if waited >= _STILL_RUNNING_SECONDS:
+            raise StoreError(
+                f"the store {store.settings.store_name} still runs an insert of batch {batch_id} "
+                "whose answer was lost. Nothing is lost: run it again when that has ended."
+            )
+        sleep(pause)
+        waited += pause
+        pause = min(pause * 2, _LONGEST_WAIT_SECONDS)

@@ -183,6 +183,19 @@ def test_a_lost_answer_is_looked_for_before_trying_again(store: Store, faults: l
     assert len(waits) == sum(fault != "none" for fault in faults)
 
 
+def test_an_insert_that_still_runs_is_not_sent_again(store: Store) -> None:
+    """However long it takes, and if nobody waits any more: it is told, and the run ends."""
+
+    class Running(Flaky):
+        def is_running(self, query_id_prefix: str) -> bool:
+            return True
+
+    flaky = Running(store, ["before"] * 100)
+    with pytest.raises(StoreError, match="still runs an insert of batch"):
+        land_batch(flaky, make(), lambda seconds: None)
+    assert flaky.inserts == 1
+
+
 def test_gives_up_after_a_few_tries_and_keeps_what_there_is(store: Store) -> None:
     flaky = Flaky(store, ["before"] * 100)
     with pytest.raises(StoreError):
