@@ -24,6 +24,7 @@ from chdb_lock import StoreLockedError as ChdbLockedError
 from chdb_lock import open_store as open_chdb
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error as ClientError
+from clickhouse_connect.driver.transform import NativeTransform
 
 from loader.errors import StoreError, StoreLockedError, UsageError
 from loader.formats import Buffer
@@ -136,12 +137,29 @@ class Store:
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> None:
-        """Insert a few Python rows as one part."""
+        """Insert a few Python rows as one part; a server is sent them once, as in `insert_binary`.
+
+        Raises
+        ------
+        StoreError
+            If the insert failed, or its answer was lost: it may have taken effect.
+        """
         self._require_space()
-        self._guarded(
-            f"an insert into {table}",
-            lambda: self._client.insert(table, rows, column_names=columns, database=self.database),
-        )
+
+        def insert() -> None:
+            context = self._client.create_insert_context(
+                table, columns, database=self.database, data=rows
+            )
+            if self.is_embedded or context.empty:
+                self._client.insert(context=context)
+                return
+            # The first block begins with the statement.
+            blocks = b"".join(NativeTransform.build_insert(context))
+            if context.insert_exception is not None:
+                raise context.insert_exception
+            self._client.raw_insert("", insert_block=io.BytesIO(blocks))
+
+        self._guarded(f"an insert into {table}", insert)
 
     def insert_binary(
         self,
