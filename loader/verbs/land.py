@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-from loader.errors import SourceError, UsageError
+from loader.errors import LoaderError, SourceError, SourceTakenError, StoreError, UsageError
 from loader.formats import Framer
 from loader.landing import Summary, land_source
 from loader.settings import MEBIBYTE, Settings
@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Land, print the summary, and return 0, or 1 if records were rejected."""
+    """Land, print the summary, and return 0, or 1 if records were rejected.
+
+    A source that breaks off or that another process holds does not keep those after it from being
+    landed.
+    """
     if args.max_record_mb is not None:
         if args.max_record_mb < 1:
             raise UsageError("--max-record-mb is to be a whole number above 0.")
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print(f"skipped {path}: a link or no regular file", file=sys.stderr)
     framer = Framer.from_file()
     summary = Summary()
-    broken: list[SourceError] = []
+    broken: list[LoaderError] = []
     progress = _Progress()
 
     def tell(text: str) -> None:
@@ -64,14 +68,19 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         for source in sources:
             try:
                 land_source(store, source, framer, settings, summary, progress.show, tell)
-            except SourceError as error:
+            except (SourceError, SourceTakenError) as error:
                 broken.append(error)
+            except StoreError as error:
+                broken.append(error)
+                break
     progress.clear()
     print(_as_json(summary, settings) if args.json else _as_text(summary, settings))
     if broken:
-        for earlier in broken[:-1]:
-            print(f"python -m loader: {earlier}", file=sys.stderr)
-        raise broken[-1]
+        # What a run again would mend goes last: its exit code says so.
+        *earlier, last = sorted(broken, key=lambda one: isinstance(one, StoreError))
+        for one in earlier:
+            print(f"python -m loader: {one}", file=sys.stderr)
+        raise last
     return 1 if summary.rejects else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -149,3 +150,62 @@ def test_a_file_that_another_process_keeps_is_left_alone(
     assert project.value("select count() from raw_batches") == 0
     project.loader(str(file), expect=1)
     check(project)
+
+
+def test_a_file_that_another_process_keeps_does_not_keep_the_others(
+    project: Project, tmp_path: Path
+) -> None:
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for name in ("a", "kept", "z"):
+        (folder / f"{name}.ndjson").write_text(f'{{"request_json":"{name}"}}\n')
+    (folder / "b.ndjson.gz").write_bytes(gzip.compress(b'{"request_json":"b"}\n')[:12])
+    project.env["TOKENLEDGER_LOCK_TIMEOUT"] = "0.2"
+    with (folder / "kept.ndjson").open("rb") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        done = project.loader(str(folder), "--json", expect=3)
+    assert json.loads(done.stdout)["rows"] == 2
+    waiting, damaged, held = done.stderr.splitlines()
+    assert waiting.startswith("waiting")
+    assert "b.ndjson.gz" in damaged
+    assert "kept.ndjson: another process holds this file" in held
+    assert json.loads(project.loader(str(folder), "--json", expect=2).stdout)["rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "table", "text"),
+    [
+        (
+            "billing",
+            "raw_billing_accounts",
+            "organization_id,valid_from,plan_type\no,2026-01-01,p\n",
+        ),
+        (
+            "bills",
+            "raw_provider_bills",
+            "date,amount_usd,provider,model\n2026-01-01,1.5,openai,m\n",
+        ),
+        ("prices", "raw_price_books", None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["drop", "answer"])
+def test_a_few_rows_are_sent_once(
+    front: Front,
+    project: Project,
+    tmp_path: Path,
+    verb: str,
+    table: str,
+    text: str | None,
+    kind: str,
+) -> None:
+    """Their insert takes effect, and its answer is lost: the run fails, the next finds them."""
+    arguments = [verb]
+    if text is not None:
+        (tmp_path / "few.csv").write_text(text)
+        arguments.append(str(tmp_path / "few.csv"))
+    front.misbehave(kind, effect="done", inserts=True, contains=table)
+    project.loader(*arguments, expect=3)
+    assert [fault["done"] for fault in front.stats()["faults"]] == [1]
+    assert project.value(f"select count() from llm.{table}") == 1
+    project.loader(*arguments)
+    assert project.value(f"select count() from llm.{table}") == 1
