@@ -44,7 +44,8 @@ _MAX_INNER = 8
 
 _SPACE = re.compile(r"[ \t\n\r]*+")
 _BLANK = re.compile(r"[\s\ufeff]*+")
-_ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
+_ESCAPE = r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
+_ESCAPES = re.compile(rf"(?:{_ESCAPE})++")
 # What a name has to be free of to stand in a text as it is, unless it is written with `\u`.
 _ESCAPABLE = re.compile(r'["\\/\x00-\x1f\x7f]')
 # What a string has if JSON is in it.
@@ -53,15 +54,19 @@ _SCALAR = re.compile(r"-?[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|n
 
 # Where JSON may begin in a text that is none as a whole: an object, a list, a quoted string that
 # begins with an escape or a bracket and an escape, or is all of a line, behind `data:` or not.
-_LINE_SPACE = r"(?:[ \t\n\r]|(?<=[\n\r])data:)*+"
+# Quotes and line ends may be escaped: that is no JSON, and a piece of some.
+_LINE_SPACE = r"(?:[ \t\n\r]|(?<=[\n\r])(?:data:[ \t]*+)++)*+"
+_PIECE_SPACE = r"(?:[ \t\n\r]|\\++[nrt]|data:)*+"
 _LINE_STRING = r'"[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+"'
 _LINE_BLANK = r"(?:[^\S\n\r]|\ufeff)*+"
 _OPENER = re.compile(
-    rf'(?=\{{{_LINE_SPACE}"|\[{_LINE_SPACE}[\[{{"\-0-9tfnNI]|(?<!\\)"[ \t\[{{]*+\\)'
+    rf'(?=\{{{_PIECE_SPACE}\\*+"|\[{_LINE_SPACE}(?:[\[{{\-0-9tfnNI]|\\*+")|(?<!\\)"[ \t\[{{]*+\\)'
     rf"|(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
     rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r]))"
 )
 _OPENING = ("{", "[", '"')
+# What has these up to where it breaks off was JSON, and not words in brackets.
+_HAS_JSON = re.compile(r'[",\\]')
 
 # Of each rule, how far a path has come along it.
 _States = frozenset[tuple[int, int]]
@@ -92,7 +97,7 @@ class _Grammar:
 
 _STRICT = _Grammar(
     _SPACE,
-    re.compile(rf'"[^"\\\x00-\x1f]*+(?:{_ESCAPE.pattern}[^"\\\x00-\x1f]*+)*+"'),
+    re.compile(rf'"[^"\\\x00-\x1f]*+(?:{_ESCAPE}[^"\\\x00-\x1f]*+)*+"'),
 )
 _LOOSE = _Grammar(_SPACE, re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL))
 _LINES = _Grammar(re.compile(_LINE_SPACE), re.compile(_LINE_STRING))
@@ -200,6 +205,17 @@ class Redactor:
             if len(self._names) < 100_000:
                 self._names[states] = names
         return any(name in text for name in names)
+
+    def _hides(self, text: str, states: _States) -> bool:
+        """Say whether rules may change what JSON in a text would be, if it could be read."""
+        if self._may_name(text, states):
+            return text != ""
+        text = self._text(text)
+        while self._patterns and text != (plain := _without_escapes(text)):
+            if any(pattern.regex.search(plain) for pattern in self._patterns):
+                return True
+            text = plain
+        return False
 
     # --------------------------------------------------------------- documents
 
@@ -341,6 +357,8 @@ class Redactor:
             if can_hide and (is_like_json or _OPENER.search(text)):
                 return _WITHHELD
             return self._text(text)
+        places: list[_Place] = []
+        end = 0
         if is_like_json:
             places, end, is_whole = self._scan(text, begin, states, inner + 1, _LOOSE)
             if is_whole and _blank_end(text, end) == len(text):
@@ -348,18 +366,33 @@ class Redactor:
                 if text[begin] != '"':
                     return text
                 can_hide = False
-            else:
+            elif not is_whole or text[begin] == '"':
                 # Strings in it are left to what follows: read twice at each level, they would be
                 # read 256 times at the eighth.
                 text = self._replace(text, [place for place in places if place[2] is _GOES], inner)
+                places, end = [], 0
         if can_hide:
-            places, end = [], 0
-            while match := _OPENER.search(text, end):
-                found, end, _ = self._scan(text, match.end(), states, inner + 1, _LINES)
-                end = max(end, match.end() + 1)
-                places += found
+            places += self._pieces(text, end, states, inner)
             text = self._replace(text, places, inner + 1)
         return self._text(text)
+
+    def _pieces(self, text: str, index: int, states: _States, inner: int) -> list[_Place]:
+        """Find what rules may change in the JSON that stands in a text from an index on.
+
+        Where some of it breaks off, and rules may name what comes, the rest of the text goes.
+        """
+        places = []
+        may_hide = True
+        while match := _OPENER.search(text, index):
+            begin = match.end()
+            found, index, is_whole = self._scan(text, begin, states, inner + 1, _LINES)
+            places += found
+            if may_hide and not is_whole and _HAS_JSON.search(text, begin, index + 1):
+                may_hide = self._hides(text[index:], states)
+                if may_hide:
+                    return [*places, (index, len(text), _GOES)]
+            index = max(index, begin + 1)
+        return places
 
     def _text(self, text: str) -> str:
         """Replace what patterns match in a text."""
@@ -379,7 +412,11 @@ def _unquote(quoted: str) -> str:
     try:
         return str(json.loads(quoted, strict=False))
     except ValueError:  # an escape that JSON has not, in a text inside a string
-        return _ESCAPE.sub(lambda escape: str(json.loads(f'"{escape.group()}"')), quoted[1:-1])
+        return _without_escapes(quoted[1:-1])
+
+
+def _without_escapes(text: str) -> str:
+    return _ESCAPES.sub(lambda run: str(json.loads(f'"{run.group()}"')), text)
 
 
 @functools.lru_cache(maxsize=8)
