@@ -6,6 +6,7 @@ chain through a file, and encoding. Refuses to talk to the store.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ __all__ = [
     "Chain",
     "Cut",
     "LedgerEntry",
+    "cut_again",
     "cut_stream",
     "encode_batch",
     "follow_chain",
@@ -132,13 +134,21 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """A ledger row, as far as the chain needs it."""
+    """A ledger row, as far as the chain needs it.
+
+    Attributes
+    ----------
+    is_lost : bool
+        Its rows were lost: it is no longer in the ledger, and to be landed again as it was cut.
+    """
 
     batch_id: str
     start: int
     end: int
+    first_line: int
     rows: int
     rejects: int
+    is_lost: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +266,27 @@ def cut_stream(
             yield cutter.take(is_terminated=False)
     if broken is not None:
         raise broken
+
+
+def cut_again(source: Source, entry: LedgerEntry, settings: Settings) -> Cut:
+    """Cut a batch where it was cut before, whatever the limits are now.
+
+    Raises
+    ------
+    SourceError
+        If the source breaks off, or is another than the chain was followed through.
+    """
+    size = entry.end - entry.start
+    whole = dataclasses.replace(settings, batch_lines=size, batch_bytes=size)
+    stream = source.open(settings, entry.start)
+    try:
+        stream.end_at(entry.end)
+        cuts = list(cut_stream(stream, source.name, whole, entry.first_line))
+    finally:
+        stream.close()
+    if [cut.batch_id for cut in cuts] != [entry.batch_id]:
+        raise SourceError(f"{source.name}: changed while it was read; run it again.")
+    return cuts[0]
 
 
 class _Cutter:

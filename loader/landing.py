@@ -27,6 +27,7 @@ from loader.batches import (
     TRACE_COLUMNS,
     Batch,
     LedgerEntry,
+    cut_again,
     cut_stream,
     encode_batch,
     follow_chain,
@@ -386,7 +387,11 @@ def _read(
     if source.is_file:
         chain = follow_chain(source, entries, settings)
         stream, line = chain.stream, chain.line
-        yield from chain.entries
+        for entry in chain.entries:
+            if entry.is_lost:
+                yield encode_batch(cut_again(source, entry, settings), framer, settings)
+            else:
+                yield entry
     else:
         stream, line = source.open(settings), 1
     try:
@@ -397,9 +402,14 @@ def _read(
 
 
 def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
+    batches = store.table("raw_batches")
+    columns = "batch_id, start_offset, end_offset, first_line, rows, rejects"
     rows = store.query(
-        "select batch_id, start_offset, end_offset, rows, rejects"
-        f" from {store.table('raw_batches')} where source = {{source:String}}",
+        f"select {columns}, false as is_lost from {batches} where source = {{source:String}}"
+        " union all"
+        f" select {columns}, true from {store.table('raw_lost_batches')}"
+        " where source = {source:String}"
+        f" and batch_id not in (select batch_id from {batches} where source = {{source:String}})",
         {"source": source.name},
     )
     return [LedgerEntry(*row) for row in rows]

@@ -96,6 +96,7 @@ class Stream:
     def __init__(self, file: BinaryIO, name: str, settings: Settings) -> None:
         self.name = name
         self.offset = 0
+        self._end: int | None = None
         self._settings = settings
         self._file = file
         self._compressed_bytes = 0
@@ -123,6 +124,8 @@ class Stream:
             If the stream is broken, ends early, or expands beyond the limit. What came before has
             been handed out.
         """
+        if self._end is not None:
+            size = min(size, self._end - self.offset)
         if not self._ahead:
             self._ahead = self._next_chunk()
         if len(self._ahead) <= size:
@@ -144,6 +147,10 @@ class Stream:
             self._ahead = self._next_chunk()
         end = self._ahead.find(b"\n")
         return self.read(end + 1 if end >= 0 else len(self._ahead) or 1)
+
+    def end_at(self, offset: int) -> None:
+        """Let `read` and `read_line_part` end at an offset."""
+        self._end = offset
 
     def skip(self, count: int) -> None:
         """Go forward by `count` bytes."""

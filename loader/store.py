@@ -49,6 +49,8 @@ _SESSION_SETTINGS: dict[str, Any] = {
     "max_insert_block_size": 16_777_216,
     "min_insert_block_size_rows": 16_777_216,
     "min_insert_block_size_bytes": 8_589_934_592,
+    # It loses rows: see DECISIONS.md.
+    "use_query_condition_cache": 0,
     # As in profiles.example.yml: for reading traces that no dbt run has transformed yet.
     "query_plan_merge_expressions": 0,
     "optimize_and_compare_chain": 0,
@@ -274,7 +276,8 @@ class Store:
 
     def ensure_raw_tables(self) -> None:
         """Make the raw tables (and the database) where they are missing."""
-        self.ensure_tables("landing/raw_tables.sql", "raw_tables_ddl", RAW_TABLES)
+        tables = (*RAW_TABLES, "raw_lost_batches")
+        self.ensure_tables("landing/raw_tables.sql", "raw_tables_ddl", tables)
 
     def ensure_tables(self, macro_file: str, macro: str, tables: Sequence[str]) -> None:
         """Make tables from a DDL macro, if one of them is missing.

@@ -7,6 +7,8 @@ raw_tables_ddl(database, cluster=none) gives the statements, separated by `;;`. 
 - raw_traces:  one row a record that is a trace, its request and response byte for byte.
 - raw_rejects: one row a line that is not such a record, with the reason and where it stood.
 - raw_batches: the ledger, one row a batch, written last.
+- raw_lost_batches: batches whose rows were lost later (the operation mend), and where they were cut:
+               a file that is landed again is cut there, so that its records are the same ones.
 
 `position` numbers the non-blank lines of a batch from 0, through rows and rejects alike. A batch
 is inserted with one `landed_at`, so that it falls into one partition and is one part.
@@ -70,6 +72,21 @@ create table if not exists `{{ database }}`.raw_batches{{ on_cluster }}
     bytes UInt64 comment 'Size in the (decompressed) source',
     loader_version LowCardinality(String) comment 'The version of the loader',
     landed_at DateTime64(3, 'UTC') comment 'When it was complete'
+)
+engine = {{ engine }}
+order by (source, start_offset, batch_id)
+settings {{ durable }}
+;;
+create table if not exists `{{ database }}`.raw_lost_batches{{ on_cluster }}
+(
+    batch_id String comment 'The batch, which is in raw_batches once it is landed again',
+    source String comment 'The file (absolute path) or stream it was cut from',
+    start_offset UInt64 comment 'First byte of the batch in the (decompressed) source',
+    end_offset UInt64 comment 'The byte after its last',
+    first_line UInt64 comment 'Line number of its first byte, from 1',
+    rows UInt32 comment 'Records it had in raw_traces',
+    rejects UInt32 comment 'Lines it had in raw_rejects',
+    lost_at DateTime64(3, 'UTC') comment 'When it was taken out of raw_batches'
 )
 engine = {{ engine }}
 order by (source, start_offset, batch_id)

@@ -7,8 +7,8 @@ the rows are missing without an error. So a run refuses to start while such a pa
 
 What is lost from llm_traces or a model made of it comes back from the raw tables by the next run:
 mend takes the batches out of the ledgers of what was built. What is lost from the raw tables comes
-back by landing the same source again: mend takes such batches out of raw_batches and names their
-sources. Where neither helps, restore a backup first (docs/operate.md). The parts set aside are
+back by landing the same source again: mend takes such batches out of raw_batches, notes where they
+were cut, and names their sources. Where neither helps, restore a backup first (docs/operate.md). The parts set aside are
 dropped last.
 -#}
 {%- macro refuse_broken_parts() -%}
@@ -31,6 +31,22 @@ dropped last.
     )) }}
 {%- endmacro -%}
 
+{#- Batches that were landed whole, and are not whole any more: a select of batch_id. -#}
+{%- macro short_batches() -%}
+    {%- set short = [] -%}
+    {%- for raw_table, counted in {'raw_traces': 'rows', 'raw_rejects': 'rejects'}.items() -%}
+        {%- do short.append(
+            "select batch_id from " ~ source('raw', 'raw_batches') ~ " as batches left join ("
+            ~ " select batch_id, uniqExact(position) as found from (select batch_id, position from " ~ source('raw', raw_table)
+            ~ " union all select batch_id, arrayJoin(positions) from " ~ source('operations', 'retired_batches')
+            ~ " where raw_table = '" ~ raw_table ~ "') group by batch_id) as held on batches.batch_id = held.batch_id"
+            ~ " where batches.`" ~ counted ~ "` > held.found and batches.batch_id not in (select batch_id from "
+            ~ source('operations', 'retired_batches') ~ " where raw_table = '" ~ raw_table ~ "' and is_whole)"
+        ) -%}
+    {%- endfor -%}
+    {{ return(short | join(' union distinct ')) }}
+{%- endmacro -%}
+
 {%- macro mend(dry_run=false) -%}
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {%- set broken = _broken_parts() -%}
@@ -47,19 +63,7 @@ dropped last.
         {%- endif -%}
     {%- endfor -%}
 
-    {#- Batches that were landed whole, and are not whole any more. -#}
-    {%- set short = [] -%}
-    {%- for raw_table, counted in {'raw_traces': 'rows', 'raw_rejects': 'rejects'}.items() -%}
-        {%- do short.append(
-            "select batch_id from " ~ source('raw', 'raw_batches') ~ " as batches left join ("
-            ~ " select batch_id, uniqExact(position) as found from (select batch_id, position from " ~ source('raw', raw_table)
-            ~ " union all select batch_id, arrayJoin(positions) from " ~ source('operations', 'retired_batches')
-            ~ " where raw_table = '" ~ raw_table ~ "') group by batch_id) as held on batches.batch_id = held.batch_id"
-            ~ " where batches.`" ~ counted ~ "` > held.found and batches.batch_id not in (select batch_id from "
-            ~ source('operations', 'retired_batches') ~ " where raw_table = '" ~ raw_table ~ "' and is_whole)"
-        ) -%}
-    {%- endfor -%}
-    {%- set short_batches = short | join(' union distinct ') -%}
+    {%- set short_batches = short_batches() -%}
     {%- set sources = run_query(
         'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
         ~ ' where batch_id in (' ~ short_batches ~ ') group by source order by source'
@@ -89,6 +93,13 @@ dropped last.
     {%- endfor -%}
     {%- if not dry_run -%}
         {%- if sources.rows | length > 0 -%}
+            {#- Where they were cut: cut otherwise, their records would be others, and some of them twice. -#}
+            {%- do run_query(
+                'insert into ' ~ source('raw', 'raw_lost_batches')
+                ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at)'
+                ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC')"
+                ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short_batches ~ ')'
+            ) -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short_batches ~ ')'
             ) -%}

@@ -125,7 +125,7 @@ true. A partition of which all is old is dropped; of others the old rows are del
     {{ return(local if var('sharded', false) and load_relation(local) is not none else relation) }}
 {%- endmacro -%}
 
-{#- pre_hook of llm_traces: a rebuild would lose what raw_traces no longer holds. -#}
+{#- pre_hook of llm_traces: a rebuild would lose what raw_traces no longer holds, on purpose or not. -#}
 {%- macro refuse_rebuild_of_retired() -%}
     {%- if execute and not is_incremental() and not var('rebuild_without_retired', false) -%}
         {%- set retired = source('operations', 'retired_batches') -%}
@@ -141,6 +141,21 @@ true. A partition of which all is old is dropped; of others the old rows are del
                 ~ 'llm_traces. To read history by new rules use the operation reparse; to restore a table, a backup. '
                 ~ 'To go on and lose these traces: --vars "rebuild_without_retired: true".'
             ) }}
+        {%- endif -%}
+        {%- if load_relation(this) is not none -%}
+            {%- set suspects = '(batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ') or batch_id in (' ~ short_batches() ~ '))' -%}
+            {%- set arrivals = this.incorporate(path={'identifier': 'int_traces__unioned'}) -%}
+            {%- set lost = run_query(
+                'select count() from ' ~ this ~ ' where ' ~ suspects ~ ' and id not in (select id from ' ~ arrivals
+                ~ ' where id in (select id from ' ~ this ~ ' where ' ~ suspects ~ '))'
+            ).rows[0][0] | int -%}
+            {%- if lost > 0 -%}
+                {{ exceptions.raise_compiler_error(
+                    'llm_traces cannot be built anew: ' ~ lost ~ ' of its traces are in no raw row any more, and only in '
+                    ~ 'llm_traces. Land their sources again, which dbt run-operation mend names, or restore a backup. '
+                    ~ 'To go on and lose these traces: --vars "rebuild_without_retired: true".'
+                ) }}
+            {%- endif -%}
         {%- endif -%}
     {%- endif -%}
 {%- endmacro -%}

@@ -67,6 +67,7 @@ no password: `create user …`, `grant <role> to <user>` are the administrator's
 {%- set on_cluster = (' on cluster `' ~ cluster ~ '`') if cluster else '' -%}
 {%- set writer, transformer, reader = prefix ~ '_writer', prefix ~ '_transformer', prefix ~ '_reader' -%}
 create role if not exists {{ writer }}, {{ transformer }}, {{ reader }}{{ on_cluster }};;
+alter role {{ reader }}{{ on_cluster }} settings use_query_condition_cache = 0;;
 {%- for table in tables %}
 create row policy if not exists {{ prefix }}_all{{ on_cluster }} on `{{ database }}`.{{ table }} for select using 1 to {{ transformer }}, {{ reader }};;
 {%- endfor %}
@@ -74,6 +75,7 @@ create row policy if not exists {{ prefix }}_all{{ on_cluster }} on `{{ database
 grant{{ on_cluster }} insert, select(batch_id, position) on `{{ database }}`.{{ table }} to {{ writer }};;
 {%- endfor %}
 grant{{ on_cluster }} insert, select on `{{ database }}`.raw_batches to {{ writer }};;
+grant{{ on_cluster }} select on `{{ database }}`.raw_lost_batches to {{ writer }};;
 grant{{ on_cluster }} select(query_id) on system.processes to {{ writer }};;
 grant{{ on_cluster }} select, insert, alter, create, drop, truncate, optimize, show on `{{ database }}`.* to {{ transformer }};;
 {%- for table in ['parts', 'detached_parts', 'processes'] %}
@@ -86,6 +88,7 @@ grant{{ on_cluster }} select on `{{ database }}`.* to {{ reader }};;
 {%- for organization in organizations %}
 {%- set role = prefix ~ '_reader_' ~ local_md5(organization) %}
 create role if not exists {{ role }}{{ on_cluster }};;
+alter role {{ role }}{{ on_cluster }} settings use_query_condition_cache = 0;;
 {%- for table in tables %}
 create row policy or replace {{ role }}{{ on_cluster }} on `{{ database }}`.{{ table }} for select using organization_id = {{ sql_text(organization) }} to {{ role }};;
 {%- endfor %}

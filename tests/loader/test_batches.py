@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loader.batches
-from loader.batches import Batch, Cut, LedgerEntry, cut_stream, encode_batch, follow_chain
+from loader.batches import (
+    Batch,
+    Cut,
+    LedgerEntry,
+    cut_again,
+    cut_stream,
+    encode_batch,
+    follow_chain,
+)
 from loader.formats import Framer
 from loader.settings import Settings
 from loader.sources import Source, Stream
@@ -31,7 +40,10 @@ def encode(data: bytes, settings: Settings = SMALL) -> list[Batch]:
 
 
 def ledger(batches: list[Batch]) -> list[LedgerEntry]:
-    return [LedgerEntry(b.batch_id, b.start, b.end, b.rows, b.rejects) for b in batches]
+    return [
+        LedgerEntry(b.batch_id, b.start, b.end, b.first_line, b.rows, b.rejects, is_lost=False)
+        for b in batches
+    ]
 
 
 class File:
@@ -108,6 +120,26 @@ def test_the_cut_covers_all_bytes_and_does_not_depend_on_reads(data: bytes, size
         assert one.first_line == 1 + data[: one.start].count(b"\n")
         position = one.end
     assert not data[position:].strip()
+
+
+@given(
+    st.lists(st.sampled_from([LINE, b"", b" ", b"x", b"y" * 150])),
+    st.booleans(),
+    st.integers(1, 9),
+    st.integers(1, 300),
+)
+def test_a_batch_is_cut_again_as_it_was(
+    lines: list[bytes], is_terminated: bool, batch_lines: int, batch_bytes: int
+) -> None:
+    settings = dataclasses.replace(SMALL, batch_lines=batch_lines, batch_bytes=batch_bytes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.ndjson"
+        path.write_bytes(b"\n".join([*lines, b""] if is_terminated else lines))
+        source = Source("s", str(path), True)
+        for one in cut(path.read_bytes(), settings):
+            if any(line.strip() for line in one.lines):
+                (entry,) = ledger([encode_batch(one, FRAMER, settings)])
+                assert cut_again(source, entry, SMALL) == one
 
 
 @given(st.lists(st.sampled_from([LINE, b"", b" ", b"x", b"[]", b"\xff", b"{}", b"y" * 150])))

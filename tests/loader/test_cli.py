@@ -255,7 +255,7 @@ def test_init_makes_the_tables_and_may_be_repeated(project: Project) -> None:
     assert project.value(
         "select groupArray(name) from (select name from system.tables"
         " where database = currentDatabase() order by name)"
-    ) == ["raw_batches", "raw_rejects", "raw_traces"]
+    ) == ["raw_batches", "raw_lost_batches", "raw_rejects", "raw_traces"]
 
 
 def test_every_verb_has_help_with_examples(embedded: Project) -> None:

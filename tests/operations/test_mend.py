@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -75,3 +76,42 @@ def test_a_part_that_a_power_failure_took_comes_back(embedded: Project, tmp_path
     embedded.query("insert into llm_traces select * from llm_traces where id = '000001'")
     said = operation(embedded, "mend", "{dry_run: true}")
     assert "llm_traces holds 1 rows of ids that stand there already" in said
+
+
+def test_what_is_lost_of_a_file_lands_as_it_was_cut(project: Project, tmp_path: Path) -> None:
+    """Records that do not name themselves are what their place in their batch makes them."""
+    project.loader("prices")
+    lines = [
+        json.dumps({name: value for name, value in record(number).items() if name != "id"})
+        for number in range(1, 10)
+    ]
+    path = tmp_path / "a.ndjson"
+    for first in (0, 3, 6):
+        with path.open("a") as file:
+            file.write("\n".join(lines[first : first + 3]) + "\n")
+        project.loader(str(path))
+    project.dbt("run")
+    operation(project, "erase", "{organization: org-1}")
+    project.dbt("run")
+    state = (
+        "select (select count() from llm_traces) as traces, (select uniqExact(id) from llm_traces)"
+        " as ids, (select countIf(organization_id = 'org-1') from llm_traces) as erased,"
+        " (select sum(total_cost_usd) from llm_trace_costs) as cost,"
+        " (select count() from raw_traces) as raw, (select count() from raw_batches) as batches"
+    )
+    before = project.query(state)
+    assert [before[0][name] for name in ("traces", "raw", "batches")] == [6, 6, 3]
+
+    for table in ("raw_traces", "raw_rejects"):
+        project.query(
+            f"alter table {table} delete where batch_id in (select batch_id from raw_batches"
+            " where start_offset = 0 or first_line = 4) settings mutations_sync = 2,"
+            " allow_nondeterministic_mutations = 1"
+        )
+    assert str(path) in operation(project, "mend")
+    project.env["TOKENLEDGER_BATCH_LINES"] = "2"
+    summary = json.loads(project.loader(str(path), "--json").stdout)
+    assert (summary["batches"], summary["rows"], summary["batches_already"]) == (2, 6, 1)
+    project.dbt("run")
+    assert project.query(state) == before
+    project.dbt("build")

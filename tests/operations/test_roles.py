@@ -25,8 +25,13 @@ def test_roles_are_printed_and_parse(embedded: Project) -> None:
         "grant insert, select(batch_id, position) on `llm`.raw_traces to tokenledger_writer",
         "grant insert, select(batch_id, position) on `llm`.raw_rejects to tokenledger_writer",
         "grant insert, select on `llm`.raw_batches to tokenledger_writer",
+        "grant select on `llm`.raw_lost_batches to tokenledger_writer",
         "grant select(query_id) on system.processes to tokenledger_writer",
     ]
+    without_cache = {text.split()[2] for text in statements if text.endswith("cache = 0")}
+    assert without_cache == {
+        text.split()[-1] for text in statements if text.startswith("grant") and "_reader" in text
+    }
     of_system = {
         text.split()[3]
         for text in statements
