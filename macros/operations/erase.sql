@@ -7,15 +7,16 @@ rejects, llm_traces and every model made of it.
     dbt run-operation erase --args '{user: user-7, organization: org-1}'
 
 One of organization, user, customer, agent is needed; several narrow it (all must hold). `user` is
-the envelope's user_id, which only raw_traces holds; `customer` the billing customer, of the trace or
-of the subscription that holds at its time; `agent` the agent_id. A trace goes with every arrival of
+the envelope's user_id, which only raw_traces holds; `customer` the billing customer as money goes by
+it: the trace's own, or what is known now of its organization at its time; `agent` the agent_id. A trace goes with every arrival of
 it in its organization: one that stayed would be the trace from the next run on. A reject cannot be
 read, so it goes when its bytes hold every one of the ids as a JSON string, however spelled.
 
 Order, so that a kill at any instant leaves a state that the same call completes, and no run brings
 anything back: what is to go is listed, batches to look at again are reopened, what will go from the
 raw tables is recorded in retired_batches, raw rows go, then derived models, then llm_traces, and the
-list last. Roll-ups by day follow by themselves: a day's fingerprint changes with its traces.
+list last. Each subject has a list of its own: what was broken off is completed for whom it was begun,
+and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint changes with its traces.
 -#}
 {%- macro erase(dry_run=false) -%}
     {%- set columns = {'organization': 'organization_id', 'customer': 'billing_customer_id', 'agent': 'agent_id'} -%}
@@ -44,6 +45,7 @@ list last. Roll-ups by day follow by themselves: a day's fingerprint changes wit
     {%- set raw_rejects = source('raw', 'raw_rejects') -%}
     {%- set retired = source('operations', 'retired_batches') -%}
     {%- set arrivals = _billed_arrivals() if 'customer' in kwargs else ref('int_traces__unioned') -%}
+    {%- set traces = ref('int_traces__rebilled') if 'customer' in kwargs else llm_traces -%}
 
     {#- What the subject owns. In raw rows all four are readable; llm_traces holds three of them. -#}
     {%- set conditions = [] -%}
@@ -59,10 +61,21 @@ list last. Roll-ups by day follow by themselves: a day's fingerprint changes wit
     {%- set is_of_owned_arrival = '(' ~ place ~ ') in (select ' ~ place ~ ' from (' ~ owned ~ '))' -%}
     {%- set is_owned = is_of_owned_arrival if user is not none
         else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')' -%}
-    {%- set seeds = owned ~ ' union all select ' ~ listed ~ ' from ' ~ llm_traces ~ ' where ' ~ is_owned -%}
+    {%- set seeds = owned ~ ' union all select ' ~ listed ~ ' from ' ~ traces ~ ' where ' ~ is_owned -%}
 
     {#- The work list outlives a kill: it is what the ids are known from once raw rows are gone. -#}
-    {%- set list = api.Relation.create(database='', schema=target.schema, identifier='erase_list') -%}
+    {%- set subject = [] -%}
+    {%- for kind, value in kwargs | dictsort -%}{%- do subject.append(kind ~ '\n' ~ value) -%}{%- endfor -%}
+    {%- set list = api.Relation.create(
+        database='', schema=target.schema, identifier='erase_list_' ~ local_md5(subject | join('\n'))
+    ) -%}
+    {%- set others = run_query(
+        'select count() from system.tables where database = ' ~ sql_text(target.schema)
+        ~ " and startsWith(name, 'erase_list_') and name != " ~ sql_text(list.identifier)
+    ).rows[0][0] | int -%}
+    {%- if others > 0 -%}
+        {%- do print('note: ' ~ others ~ ' erasures for somebody else were begun and are not complete: call them again as they were.') -%}
+    {%- endif -%}
     {%- if dry_run -%}
         {%- set going = '(' ~ seeds ~ ' union distinct ' ~ _other_arrivals('(' ~ seeds ~ ')', listed) ~ ')' -%}
     {%- else -%}
@@ -105,27 +118,28 @@ list last. Roll-ups by day follow by themselves: a day's fingerprint changes wit
     {%- endif -%}
 
     {%- if not dry_run -%}
-        {%- set ids = 'select id from ' ~ llm_traces ~ ' where (' ~ place ~ ') in ' ~ places -%}
-        {#- Of an id whose trace goes, an arrival that stays is the trace from now on: look again. -#}
+        {#- Of an id that goes, an arrival that stays may be the trace from now on: look again. By the list,
+            and not by what is there still: a run may have come between a kill and this call. -#}
         {%- for ledger in built_tables() if 'batch_id' in ledger.columns and 'id' not in ledger.columns -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(ledger.relation) ~ on_cluster() ~ ' delete where batch_id in ('
-                ~ 'select batch_id from ' ~ ref('int_traces__unioned') ~ ' where id in (' ~ ids ~ ')'
+                ~ 'select batch_id from ' ~ ref('int_traces__unioned') ~ ' where id in (select id from ' ~ list ~ ')'
                 ~ ' and (batch_id, position) not in (select batch_id, position from ' ~ list ~ '))'
             ) -%}
         {%- endfor -%}
+        {#- From the list, so that rows which retention took are recorded too: they may be landed again. -#}
         {%- for raw_table, rows in {'raw_traces': 'select batch_id, position from ' ~ list, 'raw_rejects': owned_rejects}.items() -%}
             {%- do run_query(
                 'insert into ' ~ retired ~ ' (batch_id, raw_table, reason, is_whole, positions, retired_at)'
                 ~ " select batch_id, '" ~ raw_table ~ "', 'erasure', false, groupUniqArray(position), now64(3, 'UTC')"
-                ~ ' from ' ~ source('raw', raw_table) ~ ' where (batch_id, position) in (' ~ rows ~ ') group by batch_id'
+                ~ ' from (' ~ rows ~ ') where (batch_id, position) not in (' ~ erased_positions(raw_table) ~ ') group by batch_id'
             ) -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(source('raw', raw_table)) ~ on_cluster()
                 ~ ' delete where (batch_id, position) in (' ~ erased_positions(raw_table) ~ ')'
             ) -%}
         {%- endfor -%}
-        {%- do _erase_from_models(list, places, ids) -%}
+        {%- do _erase_from_models(list, places) -%}
         {%- do run_and_wait(
             'alter table ' ~ storage_of(llm_traces) ~ on_cluster() ~ ' delete where (' ~ place ~ ') in ' ~ places
         ) -%}
@@ -216,7 +230,7 @@ from matched
 {%- endmacro -%}
 
 {#- By trace where a table has an id, else by organization and day, which the next run builds anew. -#}
-{%- macro _erase_from_models(list, places, ids) -%}
+{%- macro _erase_from_models(list, places) -%}
     {%- for table in built_tables() -%}
         {%- set dates = [] -%}
         {%- for column in table.columns if column.endswith('_date') -%}{%- do dates.append(column) -%}{%- endfor -%}
@@ -224,7 +238,9 @@ from matched
             {%- set condition = '(id, batch_id, position) in ' ~ places
                 ~ ' or (id, kept_batch_id, kept_position) in ' ~ places -%}
         {%- elif 'id' in table.columns -%}
-            {%- set condition = 'id in (' ~ ids ~ ')' -%}
+            {#- Another organization's trace of the same id stays, with its cost. -#}
+            {%- set key = ['id', 'organization_id', 'batch_id'] | select('in', table.columns) | join(', ') -%}
+            {%- set condition = '(' ~ key ~ ') in (select ' ~ key ~ ' from ' ~ list ~ ')' -%}
         {%- elif 'organization_id' in table.columns and dates -%}
             {#- Days may be cut in another time zone than UTC: one day more on either side. -#}
             {%- set condition = '(organization_id, ' ~ dates[0] ~ ') in (select organization_id,'

@@ -28,18 +28,20 @@
     order by batch_id
 {%- endmacro -%}
 
-{#- llm_trace_costs is built anew by a book by which nothing was matched yet: all of history would be
-    left out. -#}
+{#- llm_trace_costs is built anew by a book by which not everything was matched yet: what was not would
+    be left out of history. -#}
 {%- macro refuse_unmatched_book() -%}
     {%- if execute and flags.FULL_REFRESH -%}
-        {%- set counts = run_query(
-            'select (select count() from ' ~ ref('llm_price_matches') ~ ' where price_book_version = ' ~ chosen_price_book()
-            ~ '), (select count() from ' ~ ref('llm_traces') ~ ')'
-        ).rows[0] -%}
-        {%- if counts[0] | int == 0 and counts[1] | int > 0 -%}
+        {%- set unmatched = run_query(
+            "select uniqExact(provider, model, coalesce(response_model, '')) from " ~ ref('llm_traces')
+            ~ " where (provider::String, model::String, coalesce(response_model, '')::String) not in"
+            ~ ' (select provider::String, model::String, response_model::String from ' ~ ref('llm_price_matches')
+            ~ ' where price_book_version = ' ~ chosen_price_book() ~ ')'
+        ).rows[0][0] | int -%}
+        {%- if unmatched > 0 -%}
             {{ exceptions.raise_compiler_error(
-                'llm_trace_costs cannot be built anew: no model was matched by the chosen price book yet. '
-                ~ 'Run dbt run --select llm_price_matches first.'
+                'llm_trace_costs cannot be built anew: ' ~ unmatched ~ ' models were not matched by the chosen price '
+                ~ 'book yet. Run dbt run --select llm_price_matches first.'
             ) }}
         {%- endif -%}
     {%- endif -%}

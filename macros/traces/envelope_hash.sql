@@ -1,5 +1,5 @@
 {#- What a record says beside its payloads, as one number to compare arrivals by. Arguments: the billing
-    context that came with the record. -#}
+    context that came with the record. A record without a time has that of its landing, each time another. -#}
 {%- macro envelope_hash(plan_type, cost_source, customer_id) -%}
 sipHash64(
             organization_id,
@@ -14,7 +14,7 @@ sipHash64(
             model,
             is_byok,
             latency_ms,
-            created_at,
+            if(created_at = landed_at, toDateTime64(0, 6, 'UTC'), created_at),
             coalesce({{ plan_type }}, ''),
             coalesce({{ cost_source }}, ''),
             coalesce({{ customer_id }}, '')

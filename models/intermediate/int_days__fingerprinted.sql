@@ -41,6 +41,7 @@ subscribed_{{ number }} as (
             cityHash64(
                 organizations.organization_id,
                 subscriptions.valid_from,
+                subscriptions.known_at,
                 coalesce(subscriptions.plan_type, ''),
                 coalesce(subscriptions.cost_source, ''),
                 coalesce(subscriptions.customer_id, '')

@@ -21,7 +21,10 @@ pending as (
 ),
 
 found as (
-    select id from {{ ref('llm_trace_costs') }}
+    select
+        id,
+        price_book_version
+    from {{ ref('llm_trace_costs') }}
     where
         created_at >= (select min(created_at) from pending)
         and created_at <= (select max(created_at) from pending)
@@ -30,11 +33,13 @@ found as (
 
 read_back as (
     select
-        batch_id,
-        uniqExact(id) as traces,
-        uniqExactIf(id, id not in (select id from found)) as missing
+        pending.batch_id as batch_id,
+        uniqExact(pending.id) as traces,
+        uniqExactIf(pending.id, found.id = '') as missing,
+        max(found.price_book_version) as price_book_version
     from pending
-    group by batch_id
+    left join found on pending.id = found.id
+    group by pending.batch_id
 ),
 
 transformed as (
@@ -52,7 +57,10 @@ final as (
     select
         transformed.batch_id as batch_id,
         read_back.traces::UInt64 as traces,
-        ({{ chosen_price_book() }})::LowCardinality(String) as price_book_version,
+        cast(
+            if(read_back.traces > 0, read_back.price_book_version, {{ chosen_price_book() }}),
+            'LowCardinality(String)'
+        ) as price_book_version,
         now64(3, 'UTC') as costed_at
     from transformed
     left join read_back on transformed.batch_id = read_back.batch_id

@@ -71,17 +71,32 @@ read_back as (
     group by arrived.batch_id
 ),
 
+{# The traces of a batch whose raw rows are retired are known by nothing else than the batch. #}
+
+kept as (
+    select
+        batch_id,
+        uniqExact(id) as new_traces,
+        min(landed_at) as first_landed_at
+    from {{ ref('llm_traces') }}
+    where
+        (select count() from retired where is_whole) > 0
+        and batch_id in (select batch_id from retired where is_whole)
+    group by batch_id
+),
+
 final as (
     select
         pending.batch_id as batch_id,
         pending.`rows` as `rows`,
         read_back.ids_found as ids,
-        read_back.new_traces as new_traces,
-        read_back.first_landed_at as first_landed_at,
+        if(retired.is_whole, kept.new_traces, read_back.new_traces) as new_traces,
+        if(retired.is_whole, kept.first_landed_at, read_back.first_landed_at) as first_landed_at,
         '{{ parser_version() }}'::LowCardinality(String) as parser_version,
         now64(3, 'UTC') as transformed_at
     from pending
     left join read_back on pending.batch_id = read_back.batch_id
+    left join kept on pending.batch_id = kept.batch_id
     left join retired on pending.batch_id = retired.batch_id
     where
         read_back.ids_missing = 0

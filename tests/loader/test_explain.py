@@ -100,7 +100,7 @@ def test_a_book_that_lands_within_a_run_prices_the_next(project: Project, tmp_pa
     assert costs(project) == []
     assert project.value("select count() from costed_batches") == 0
     refused = project.dbt("run", "--full-refresh", "--select", "llm_trace_costs", expect=1)
-    assert "no model was matched by the chosen price book yet" in refused.stdout
+    assert "1 models were not matched by the chosen price book yet" in refused.stdout
     project.dbt("run", *PRICED)
     assert [row["cost_status"] for row in costs(project)] == ["priced", "priced"]
 
@@ -151,5 +151,17 @@ def test_history_is_priced_again_by_a_chosen_book_after_a_look_at_the_difference
     project.dbt(*published)
     assert [row["total"] for row in costs(project)] != [row["total"] for row in before]
     assert project.query("select * from llm_price_changes") == []
-    project.dbt(*published, "--vars", f"{{price_book_version: {first}}}")
+    chosen = ("--vars", f"{{price_book_version: {first}}}")
+    project.dbt(*published, *chosen)
     assert costs(project) == before
+
+    # A model that came later is not matched by the first book: its costs would be left out.
+    project.loader(str(write(tmp_path / "b.ndjson", [record(4, "gpt-4.1")])))
+    project.dbt("run", "--select", "+costed_batches")
+    refused = project.dbt(*published, *chosen, expect=1)
+    assert "1 models were not matched by the chosen price book yet" in refused.stdout
+    assert len(costs(project)) == 5
+    project.dbt("run", "--select", "llm_price_matches", *chosen)
+    project.dbt(*published, *chosen)
+    assert costs(project)[:4] == before
+    assert costs(project)[4]["cost_status"] == "priced"

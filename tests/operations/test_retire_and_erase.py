@@ -12,6 +12,8 @@ from tests.operations.test_reparse import FRESH, operation
 from tests.support.project import Project
 from tests.test_pipeline import record, write
 
+# All that keeps or counts single traces, without the roll-ups.
+PLAIN = ("--select", "+costed_batches", "+llm_traces_live", "+trace_conflicts")
 AGE = (
     "alter table raw_batches update landed_at = landed_at - interval 100 day where 1"
     " settings mutations_sync = 2"
@@ -291,3 +293,140 @@ def test_what_an_erased_name_left_beside_the_traces_goes_too(
     operation(project, "erase", "{organization: org-0}")
     assert project.value("select countIf(model like 'ft:%') from llm_price_matches") == 0
     assert project.query("show tables like 'llm_traces_reparsed'") == []
+
+
+def test_a_rebuild_is_refused_where_raw_rows_are_lost(embedded: Project, tmp_path: Path) -> None:
+    lost = tmp_path / "a.ndjson"
+    land(embedded, lost, traces(1, 4))
+    land(embedded, tmp_path / "b.ndjson", traces(4, 7))
+    embedded.dbt("run")
+    for number, after in enumerate((lambda: None, lambda: operation(embedded, "mend"))):
+        embedded.query(
+            "alter table raw_traces delete where batch_id in (select batch_id from raw_batches"
+            " where endsWith(source, 'a.ndjson')) settings mutations_sync = 2,"
+            " allow_nondeterministic_mutations = 1"
+        )
+        after()
+        done = embedded.dbt(
+            *("run", "--full-refresh", "--vars", "rebuild_llm_traces: true"), expect=None
+        )
+        assert done.returncode != 0, number
+        assert "3 of its traces are in no raw row any more" in done.stdout
+    assert embedded.value("select count() from llm_traces") == 6
+    embedded.loader(str(lost))
+    embedded.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
+    embedded.dbt("build")
+    assert embedded.value("select count() from llm_traces") == 6
+
+
+def test_costs_follow_traces_whose_raw_rows_are_retired(embedded: Project, tmp_path: Path) -> None:
+    """The ledgers are lost, and only llm_traces knows what each batch brought."""
+    embedded.loader("prices")
+    land(embedded, tmp_path / "a.ndjson", traces(1, 6))
+    embedded.dbt("run")
+    embedded.query(AGE)
+    operation(embedded, "retire", retain_raw_days=30)
+    land(embedded, tmp_path / "b.ndjson", traces(6, 8))
+    embedded.dbt("run")
+    money = "select id, total_cost_usd, billable_cost_usd from llm_trace_costs order by id"
+    before = embedded.query(money)
+    assert len(before) == 7
+    for table in ("transformed_batches", "costed_batches", "llm_trace_costs"):
+        embedded.query(f"alter table {table} delete where 1 settings mutations_sync = 2")
+    embedded.dbt("build")
+    assert embedded.query(money) == before
+
+
+def test_what_is_erased_after_retention_stays_erased(embedded: Project, tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    land(embedded, path, traces(1, 7), broken=1)
+    embedded.dbt("run")
+    embedded.query(AGE)
+    operation(embedded, "retire", retain_raw_days=30)
+    operation(embedded, "erase", "{organization: org-1}")
+    embedded.query("alter table raw_rejects delete where 1 settings mutations_sync = 2")
+    assert str(path) in operation(embedded, "mend")
+    embedded.loader(str(path), expect=1)
+    embedded.dbt("run")
+    operation(embedded, "mend")
+    embedded.dbt("build")
+    for table in ("raw_traces where position(envelope_json, '\"org-1\"') > 0", "llm_traces where"):
+        where = table if table.endswith("0") else f"{table} organization_id = 'org-1'"
+        assert embedded.value(f"select count() from {where}") == 0
+    assert embedded.value("select count() from llm_traces") == 4
+
+
+def test_a_customer_is_who_is_charged_now(embedded: Project, tmp_path: Path) -> None:
+    def know(name: str, *rows: str) -> None:
+        file = tmp_path / f"{name}.csv"
+        lines = ["organization_id,valid_from,plan_type,cost_source,customer_id", *rows]
+        file.write_text("\n".join(lines) + "\n")
+        embedded.loader("billing", str(file))
+
+    know("first", "org-1,2026-01-01T00:00:00Z,pro,credits,typo")
+    land(embedded, tmp_path / "a.ndjson", traces(1, 7))
+    embedded.dbt("run")
+    embedded.query(AGE)
+    operation(embedded, "retire", retain_raw_days=30)
+    since = "2026-01-01T00:00:00Z,pro,credits"
+    know("later", f"org-0,{since},late", f"org-1,{since},right")
+    embedded.dbt("run")
+    of = "select organization_id, count() as traces from llm_traces group by all order by all"
+    whole = [{"organization_id": f"org-{number}", "traces": 2} for number in range(3)]
+    operation(embedded, "erase", "{customer: typo}")
+    assert embedded.query(of) == whole, "nobody is charged under that name any more"
+    operation(embedded, "erase", "{customer: late}")
+    assert embedded.query(of) == whole[1:]
+    operation(embedded, "erase", "{customer: right}")
+    assert embedded.query(of) == whole[2:]
+
+
+def kill_once_listed(project: Project, subject: str) -> None:
+    """Begin to erase, and kill that when what is to go has been listed."""
+    process = project.start_dbt("run-operation", "erase", "--args", subject)
+    deadline = time.monotonic() + 120
+    while not project.value(
+        "select sum(total_rows) from system.tables where database = currentDatabase()"
+        " and startsWith(name, 'erase_list_')"
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_what_is_broken_off_is_completed_for_nobody_else(server: Project, tmp_path: Path) -> None:
+    land(server, tmp_path / "a.ndjson", traces(1, 7))
+    server.dbt("run", *PLAIN)
+    kill_once_listed(server, "{organization: org-2}")
+    left = server.value("select count() from llm_traces where organization_id = 'org-2'")
+    said = operation(server, "erase", "{organization: org-1, dry_run: true}")
+    assert "1 erasures for somebody else were begun and are not complete" in said
+    operation(server, "erase", "{organization: org-1}")
+    of = "select count() from llm_traces where organization_id = "
+    assert [server.value(f"{of}'org-{number}'") for number in range(3)] == [2, 0, left]
+    operation(server, "erase", "{organization: org-2}")
+    assert [server.value(f"{of}'org-{number}'") for number in range(3)] == [2, 0, 0]
+    assert server.query("select traces from erasures order by erased_at") == [
+        *({"traces": 2}, {"traces": left})
+    ]
+
+
+def test_what_stays_is_found_though_a_run_came_between(server: Project, tmp_path: Path) -> None:
+    """Erasing is killed, a run comes, and the delete that was under way ends only then."""
+    server.loader("prices")
+    land(server, tmp_path / "a.ndjson", [record(3, org_id="gone"), record(5, org_id="stays")])
+    land(server, tmp_path / "b.ndjson", [record(3, org_id="stays")])
+    server.dbt("run", *PLAIN)
+    kill_once_listed(server, "{organization: gone}")
+    server.dbt("run", *PLAIN)
+    server.query(
+        "alter table llm_traces delete where organization_id = 'gone' settings mutations_sync = 2"
+    )
+    operation(server, "erase", "{organization: gone}")
+    server.dbt("run", *PLAIN)
+    for table in ("llm_traces", "llm_trace_costs"):
+        assert server.query(f"select id, organization_id from {table} order by id") == [
+            {"id": "000003", "organization_id": "stays"},
+            {"id": "000005", "organization_id": "stays"},
+        ]
