@@ -129,6 +129,7 @@ class ProviderTraceBackend:
         self._writer: Writer | None = None
         self._lock = threading.Lock()
         self._is_told = {"write": False, "read": False}
+        self._writes: set[asyncio.Future[None]] = set()
         self.failures = 0
 
     async def create_async(self, actor: Any, provider_trace: Any) -> Any:
@@ -145,12 +146,19 @@ class ProviderTraceBackend:
         -------
         object
             A minimal trace: ``id``, ``step_id``, ``request_json``, ``response_json``.
+
+        Notes
+        -----
+        A caller that is cancelled, as when its client hangs up, does not cancel the writing: the
+        call was made, and is paid.
         """
         try:
             if is_storing():
                 writer = self._open_writer()
-                await writer.write_async(_record(actor, provider_trace))
-                self._is_told["write"] = False
+                write = asyncio.ensure_future(writer.write_async(_record(actor, provider_trace)))
+                self._writes.add(write)
+                write.add_done_callback(self._end_write)
+                await asyncio.wait([write])
         except Exception as error:
             self._fail("write", error)
         return self._minimal(provider_trace)
@@ -216,6 +224,15 @@ class ProviderTraceBackend:
                 self._reader = Reader()
             reader = self._reader
         return reader.get_provider_trace_by_step_id(step_id, organization_id)
+
+    def _end_write(self, write: asyncio.Future[None]) -> None:
+        self._writes.discard(write)
+        if write.cancelled():  # its event loop has ended
+            self.failures += 1
+        elif isinstance(error := write.exception(), Exception):
+            self._fail("write", error)
+        else:
+            self._is_told["write"] = False
 
     def _fail(self, what: str, error: Exception) -> None:
         self.failures += 1

@@ -585,11 +585,7 @@ class Writer:
         deadline: float | None = None
         pause = _PAUSE_MIN
         while True:
-            try:
-                begun = await turn.begin()
-            except asyncio.CancelledError:
-                self._append_anyway(trace, kind)
-                raise
+            begun = await turn.begin()
             try:
                 segment, end = self._try_append(trace, kind)
                 break
@@ -597,27 +593,13 @@ class Writer:
                 deadline = self._wait_until(deadline, full)
             finally:
                 turn.end(begun)
-            try:
-                await asyncio.sleep(pause)
-            except asyncio.CancelledError:
-                self._append_anyway(trace, kind)
-                raise
+            await asyncio.sleep(pause)
             pause = min(pause * 2, _PAUSE_MAX)
         if self.options.fsync == "each":
             try:
                 await self._sync_async(segment, end)
             except OSError as error:
                 raise self._sync_failed(segment, error) from None
-
-    def _append_anyway(self, trace: Any, kind: int) -> None:
-        """Store what a cancelled task still waits to store: its call was made and is paid."""
-        try:
-            self._try_append(trace, kind)
-        except _NoRoom:
-            with self._lock:
-                self._stats.refused += 1
-        except SpoolError:
-            pass  # counted where it was raised; the task is told that it is cancelled
 
     def _redacted(self, line: bytes) -> bytes:
         return line if self._redactor is None else self._redactor.redact(line)[0]

@@ -298,6 +298,37 @@ def test_a_storm_of_tasks_keeps_the_loop_alive(tmp_path: Path) -> None:
     assert ticks > 1
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_caller_that_is_cancelled_does_not_cancel_the_writing(
+    tmp_path: Path, goes_on: bool
+) -> None:
+    """A client that hangs up has cost what it asked for; a loop that ends is counted."""
+    backend = ProviderTraceBackend(tmp_path / "spool", WriterOptions(fsync="each"))
+
+    async def hang_up() -> int:
+        calls = [
+            asyncio.create_task(backend.create_async(ACTOR, Trace(id=f"provider_trace-{n}")))
+            for n in range(2000)
+        ]
+        await asyncio.sleep(0.02)
+        for call in calls:
+            call.cancel()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        while goes_on and backend._writes:
+            await asyncio.sleep(0.01)
+        return sum(isinstance(end, asyncio.CancelledError) for end in ends)
+
+    assert asyncio.run(hang_up()) > 100
+    backend.close()
+    assert not backend._writes
+    if goes_on:
+        assert backend.failures == 0
+        assert len(stored(tmp_path / "spool")) == 2000
+    else:
+        assert backend.failures > 0
+        assert len(stored(tmp_path / "spool")) + backend.failures >= 2000
+
+
 def test_a_forked_worker_stores_too(tmp_path: Path) -> None:
     backend = ProviderTraceBackend(tmp_path / "spool")
     backend.create_sync(ACTOR, Trace(id="provider_trace-parent"))

@@ -454,48 +454,6 @@ def test_block_waits_for_room_and_then_refuses(tmp_path: Path) -> None:
     assert writer.stats().waited == 3
 
 
-@pytest.mark.parametrize("fsync", ["interval", "each"])
-def test_what_is_cancelled_before_its_turn_is_stored(tmp_path: Path, fsync: str) -> None:
-    """A client that hangs up has cost what it asked for."""
-    writer = Writer(tmp_path / "spool", WriterOptions(fsync=fsync))
-
-    async def main() -> list[BaseException | None]:
-        tasks = [
-            asyncio.create_task(writer.write_async({"id": str(number), "text": "x" * 10_000}))
-            for number in range(2_000)
-        ]
-        await asyncio.sleep(0.02)
-        for task in tasks:
-            task.cancel()
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    ends = asyncio.run(main())
-    writer.close()
-    assert sum(isinstance(end, asyncio.CancelledError) for end in ends) > 100
-    assert sorted(int(record["id"]) for record in records(tmp_path / "spool")) == [*range(2_000)]
-
-
-def test_what_is_cancelled_while_there_is_no_room_is_stored_or_counted(tmp_path: Path) -> None:
-    spool = tmp_path / "spool"
-    writer = Writer(spool, WriterOptions(max_spool_bytes=10_000, block_seconds=30))
-    writer.write({"id": "x" * 8000})
-
-    async def main(frees: bool) -> None:
-        task = asyncio.create_task(writer.write_async({"id": "y" * 8000}))
-        await asyncio.sleep(0.01)
-        if frees:
-            writer.options = dataclasses.replace(writer.options, max_spool_bytes=100_000)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main(False))
-    assert (writer.stats().written, writer.stats().refused) == (1, 1)
-    asyncio.run(main(True))
-    assert (writer.stats().written, writer.stats().refused) == (2, 1)
-    writer.close()
-
-
 def test_memory_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, inside = threading.Event(), threading.Event()
     real = writer_module._write_all
