@@ -56,11 +56,13 @@ _SCALAR = re.compile(r"-?[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|n
 # begins with an escape or a bracket and an escape, or is all of a line, behind `data:` or not.
 # Quotes and line ends may be escaped: that is no JSON, and a piece of some.
 _LINE_SPACE = r"(?:[ \t\n\r]|(?<=[\n\r])(?:data:[ \t]*+)++)*+"
-_PIECE_SPACE = r"(?:[ \t\n\r]|\\++[nrt]|data:)*+"
+_PIECE_SPACE = r"(?:[ \t\n\r]|\\++(?:[nrt]|u00(?:09|0[aAdD]|20))|data:)*+"
+_PIECE_QUOTE = r'(?:\\*+"|\\++u0022)'
 _LINE_STRING = r'"[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+"'
 _LINE_BLANK = r"(?:[^\S\n\r]|\ufeff)*+"
 _OPENER = re.compile(
-    rf'(?=\{{{_PIECE_SPACE}\\*+"|\[{_LINE_SPACE}(?:[\[{{\-0-9tfnNI]|\\*+")|(?<!\\)"[ \t\[{{]*+\\)'
+    rf"(?=\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\[{_LINE_SPACE}(?:[\[{{\-0-9tfnNI]|{_PIECE_QUOTE})"
+    rf'|(?<!\\)"[ \t\[{{]*+\\)'
     rf"|(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
     rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r]))"
 )
@@ -320,7 +322,7 @@ class Redactor:
         place = (match.start(), match.end(), None) if has_place else None
         index = grammar.skip(text, match.end())
         if text[index : index + 1] != ":":
-            raise _NotJson(index)
+            raise _NotJson(match.start())  # the name is of what may follow
         index = grammar.skip(text, index + 1)
         if is_root and key in self._protected and text[index : index + 1] not in ("{", "["):
             return frozenset(), False, index, True, place
