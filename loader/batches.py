@@ -6,6 +6,7 @@ chain through a file, and encoding. Refuses to talk to the store.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 from collections import Counter
@@ -67,6 +68,8 @@ KEPT_WHOLE_BYTES = 128 * MEBIBYTE
 KEPT_HEAD_BYTES = MEBIBYTE
 # Blank lines cost memory too: a batch has at most so many lines for each that is not blank.
 BLANK_LINES_A_LINE = 100
+
+_NOWHERE = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +271,10 @@ def cut_stream(
         raise broken
 
 
-def cut_again(source: Source, entry: LedgerEntry, settings: Settings) -> Cut:
-    """Cut a batch where it was cut before, whatever the limits are now.
+def cut_again(source: Source, entry: LedgerEntry, settings: Settings) -> list[Cut]:
+    """Cut a lost batch as it was cut before, whatever the limits are now.
+
+    Of a batch without an id only the place is known, and it is cut by today's limits.
 
     Raises
     ------
@@ -278,15 +283,18 @@ def cut_again(source: Source, entry: LedgerEntry, settings: Settings) -> Cut:
     """
     size = entry.end - entry.start
     whole = dataclasses.replace(settings, batch_lines=size, batch_bytes=size)
-    stream = source.open(settings, entry.start)
-    try:
-        stream.end_at(entry.end)
-        cuts = list(cut_stream(stream, source.name, whole, entry.first_line))
-    finally:
-        stream.close()
-    if [cut.batch_id for cut in cuts] != [entry.batch_id]:
-        raise SourceError(f"{source.name}: changed while it was read; run it again.")
-    return cuts[0]
+    # A line above the limit of a record is a batch of its own, unless the limit was higher then.
+    limits = (whole, dataclasses.replace(whole, max_record_bytes=size))
+    for each in limits if entry.batch_id else (settings,):
+        stream = source.open(settings, entry.start)
+        try:
+            stream.end_at(entry.end)
+            cuts = list(cut_stream(stream, source.name, each, entry.first_line))
+        finally:
+            stream.close()
+        if not entry.batch_id or [cut.batch_id for cut in cuts] == [entry.batch_id]:
+            return cuts
+    raise SourceError(f"{source.name}: changed while it was read; run it again.")
 
 
 class _Cutter:
@@ -467,6 +475,7 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
 
     Each batch of the chain begins where the one before ends, and the file's bytes there must hash
     to its id. The chain ends where no batch fits: what is new begins there, or what was rewritten.
+    Blank lines between two batches are passed over. A lost batch is part of it, to be landed again.
 
     Parameters
     ----------
@@ -485,64 +494,118 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
     by_start: dict[int, dict[str, LedgerEntry]] = {}
     for entry in entries:
         by_start.setdefault(entry.start, {})[entry.batch_id] = entry
+    held = sorted({entry.start for entry in entries if not entry.is_lost})
+    starts = sorted(by_start)
     chain: list[LedgerEntry] = []
     offset, line = 0, 1
+    lost_until = 0
     stream = source.open(settings)
     try:
-        while offset in by_start:
-            found = _match(stream, source.name, offset, list(by_start[offset].values()))
+        while True:
+            candidates = list(by_start.get(offset, {}).values())
+            next_held = _next(held, offset)
+            found, matched_until = _match(stream, source.name, offset, candidates, next_held)
+            lost_until = max(lost_until, matched_until)
+            if stream.offset != (found.entry.end if found else offset):
+                stream.close()
+                stream = source.open(settings, found.entry.end if found else offset)
             if found is not None:
-                entry, newlines = found
-                chain.append(entry)
-                offset, line = entry.end, line + newlines
-            if stream.offset != offset:
+                chain.append(found.entry)
+                offset, line = found.entry.end, line + found.newlines
+                continue
+            # Of a lost batch the beginning was landed since, cut otherwise: the rest is new.
+            is_lost = lost_until > offset
+            until = min(lost_until, next_held) if is_lost else _next(starts, offset)
+            newlines = _read_to(stream, until, is_blank=not is_lost)
+            if newlines is None:
                 stream.close()
                 stream = source.open(settings, offset)
-            if found is None:
                 break
+            if is_lost:
+                chain.append(LedgerEntry("", offset, until, line, 0, 0, is_lost=True))
+            offset, line = until, line + newlines
     except BaseException:
         stream.close()
         raise
     return Chain(offset, line, chain, stream)
 
 
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """A batch whose bytes a stream has, and the line ends among them."""
+
+    entry: LedgerEntry
+    newlines: int
+
+
 def _match(
-    stream: Stream, source: str, start: int, candidates: list[LedgerEntry]
-) -> tuple[LedgerEntry, int] | None:
+    stream: Stream, source: str, start: int, candidates: list[LedgerEntry], next_held: int
+) -> tuple[_Match | None, int]:
     """Find the longest of the batches beginning here whose bytes are the stream's.
 
-    The stream is read on; it stands behind the longest candidate, or at its end, or where it broke.
+    One of the ledger goes before a lost one, whose bytes it may have taken over; a lost one that
+    reaches beyond where the ledger's next begins is none. How far the longest of all goes is said
+    beside it. The stream is read on; it stands behind the longest candidate, or at its end, or
+    where it broke.
     """
     hash_ = new_hash(source, start)
     newlines = 0
     last = b""
-    found: tuple[LedgerEntry, int] | None = None
+    found: _Match | None = None
+    matched_until = start
     for entry in sorted(candidates, key=lambda candidate: candidate.end):
         try:
             while stream.offset < entry.end:
                 chunk = stream.read(entry.end - stream.offset)
                 if not chunk:
-                    return found
+                    return found, matched_until
                 hash_.update(chunk)
                 newlines += chunk.count(b"\n")
                 last = chunk[-1:]
-            if batch_id_of(hash_) == entry.batch_id and _is_settled(entry, last, stream.peek()):
-                found = entry, newlines
+            if batch_id_of(hash_) == entry.batch_id and _is_settled(entry, last, stream):
+                matched_until = entry.end
+                if not entry.is_lost or (
+                    entry.end <= next_held and (found is None or found.entry.is_lost)
+                ):
+                    found = _Match(entry, newlines)
         except SourceError:
             # A broken stream ends the chain; it is met again, and reported, while cutting.
-            return found
-    return found
+            return found, matched_until
+    return found, matched_until
 
 
-def _is_settled(entry: LedgerEntry, last: bytes, following: bytes) -> bool:
+def _is_settled(entry: LedgerEntry, last: bytes, stream: Stream) -> bool:
     """Say whether a batch's last line is still the line that was landed.
 
     A line that had no newline then may have grown since. Behind a whole record only space can
     follow; behind an unfinished one anything makes it another line.
     """
-    if last == b"\n" or following in (b"", b"\n"):
+    if last == b"\n":
         return True
-    return entry.rows == 1 and following in (b" ", b"\t", b"\r")
+    following = stream.peek()
+    return following in (b"", b"\n") or (entry.rows == 1 and following in (b" ", b"\t", b"\r"))
+
+
+def _next(starts: Sequence[int], offset: int) -> int:
+    """Where the next batch begins behind an offset; beyond all files where there is none."""
+    index = bisect.bisect_right(starts, offset)
+    return starts[index] if index < len(starts) else _NOWHERE
+
+
+def _read_to(stream: Stream, until: int, *, is_blank: bool) -> int | None:
+    """Read on, and count line ends; None if there is nothing to read, or more than space."""
+    if until == _NOWHERE:
+        return None
+    newlines = 0
+    try:
+        while stream.offset < until:
+            chunk = stream.read(until - stream.offset)
+            if not chunk or (is_blank and not chunk.isspace()):
+                return None
+            newlines += chunk.count(b"\n")
+    except SourceError:
+        return None
+    return newlines
 
 
 _UNFINISHED = Rejection(

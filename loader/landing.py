@@ -389,7 +389,8 @@ def _read(
         stream, line = chain.stream, chain.line
         for entry in chain.entries:
             if entry.is_lost:
-                yield encode_batch(cut_again(source, entry, settings), framer, settings)
+                for cut in cut_again(source, entry, settings):
+                    yield encode_batch(cut, framer, settings)
             else:
                 yield entry
     else:

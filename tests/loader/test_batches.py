@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gzip
 import hashlib
 import io
 import tempfile
@@ -22,6 +24,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
+from loader.errors import SourceError
 from loader.formats import Framer
 from loader.settings import Settings
 from loader.sources import Source, Stream
@@ -58,13 +61,27 @@ class File:
         """Write the file's bytes and return the batches that are new."""
         self.path.write_bytes(data)
         chain = follow_chain(self.source, self.entries, settings)
+        lost = [entry for entry in chain.entries if entry.is_lost]
         try:
-            cuts = list(cut_stream(chain.stream, self.source.name, settings, chain.line))
+            cuts = [one for entry in lost for one in cut_again(self.source, entry, settings)]
+            with contextlib.suppress(SourceError):  # what came before it was given
+                for one in cut_stream(chain.stream, self.source.name, settings, chain.line):
+                    cuts.append(one)
         finally:
             chain.stream.close()
         new = [encode_batch(one, FRAMER, settings) for one in cuts]
+        landed = {batch.batch_id for batch in new}
+        self.entries = [entry for entry in self.entries if entry.batch_id not in landed]
         self.entries += ledger(new)
         return new
+
+    def lose(self, index: int) -> None:
+        """Let a batch be lost, and be known to be."""
+        self.entries[index] = dataclasses.replace(self.entries[index], is_lost=True)
+
+    @property
+    def landed(self) -> list[tuple[int, int]]:
+        return sorted((each.start, each.end) for each in self.entries if not each.is_lost)
 
 
 @pytest.fixture
@@ -139,7 +156,45 @@ def test_a_batch_is_cut_again_as_it_was(
         for one in cut(path.read_bytes(), settings):
             if any(line.strip() for line in one.lines):
                 (entry,) = ledger([encode_batch(one, FRAMER, settings)])
-                assert cut_again(source, entry, SMALL) == one
+                assert cut_again(source, entry, SMALL) == [one]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 7), st.integers(0, 30)), max_size=9))
+def test_what_is_lost_lands_once_however_the_file_comes_back(
+    steps: list[tuple[int, int, int]],
+) -> None:
+    """Whole or piece by piece, by whatever limits: each byte is in one batch of the ledger."""
+    lines = [b'{"request_json":%d}\n' % number for number in range(40)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = File(Path(folder) / "a.ndjson")
+        for more, batch_lines, lost in [*steps, (40, 3, 99)]:
+            furthest = max((end for _, end in file.landed), default=0)
+            data = b"".join(lines[: b"".join(lines)[:furthest].count(b"\n") + more])
+            file.land(data, dataclasses.replace(SMALL, batch_lines=batch_lines))
+            if lost < len(file.entries):
+                file.lose(lost)
+        file.land(b"".join(lines))
+        covered = file.landed
+        assert covered[0][0] == 0
+        assert [end for _, end in covered] == [*(start for start, _ in covered[1:]), len(data)]
+
+
+def test_a_gap_of_blank_lines_is_no_end_of_the_chain(file: File) -> None:
+    data = LINE + b"\n\n\n" + LINE
+    file.land(LINE + b"\n")
+    file.land(data)
+    (new,) = file.land(data + b"\n" + LINE + b"\n")
+    assert (new.start, new.rows) == (len(data), 1)
+    assert file.land(data + b"\n" + LINE + b"\n") == []
+
+
+def test_a_compressed_file_that_ended_early_goes_on_by_other_limits(file: File) -> None:
+    packed = gzip.compress((LINE + b"\n") * 20_000, 0)
+    long = dataclasses.replace(SMALL, batch_lines=50, batch_bytes=10_000)
+    first = file.land(packed[: len(packed) // 2], long)
+    again = file.land(packed)
+    assert sum(batch.rows for batch in first) > 5_000
+    assert sum(batch.rows for batch in [*first, *again]) == 20_000
 
 
 @given(st.lists(st.sampled_from([LINE, b"", b" ", b"x", b"[]", b"\xff", b"{}", b"y" * 150])))
