@@ -36,6 +36,9 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {{ exceptions.raise_compiler_error("erase: whose traces? --args '{organization: ...}', or user, customer, agent.") }}
     {%- endif -%}
     {%- set user = kwargs.get('user') -%}
+    {%- if 'customer' in kwargs and execute and load_relation(ref('int_traces__rebilled')) is none -%}
+        {{ exceptions.raise_compiler_error('erase: who is charged is not known before a dbt run has made int_traces__rebilled.') }}
+    {%- endif -%}
 
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {%- do create_operations_tables() -%}
@@ -71,7 +74,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     ) -%}
     {%- set others = run_query(
         'select count() from system.tables where database = ' ~ sql_text(target.schema)
-        ~ " and startsWith(name, 'erase_list_') and name != " ~ sql_text(list.identifier)
+        ~ " and startsWith(name, 'erase_list_') and total_rows > 0 and name != " ~ sql_text(list.identifier)
     ).rows[0][0] | int -%}
     {%- if others > 0 -%}
         {%- do print('note: ' ~ others ~ ' erasures for somebody else were begun and are not complete: call them again as they were.') -%}
@@ -238,9 +241,10 @@ from matched
             {%- set condition = '(id, batch_id, position) in ' ~ places
                 ~ ' or (id, kept_batch_id, kept_position) in ' ~ places -%}
         {%- elif 'id' in table.columns -%}
-            {#- Another organization's trace of the same id stays, with its cost. -#}
+            {#- A trace that stays keeps its cost, also where another arrival of its batch goes. -#}
             {%- set key = ['id', 'organization_id', 'batch_id'] | select('in', table.columns) | join(', ') -%}
-            {%- set condition = '(' ~ key ~ ') in (select ' ~ key ~ ' from ' ~ list ~ ')' -%}
+            {%- set condition = '(' ~ key ~ ') in (select ' ~ key ~ ' from ' ~ list ~ ') and (' ~ key ~ ') not in (select '
+                ~ key ~ ' from ' ~ ref('llm_traces') ~ ' where id in (select id from ' ~ list ~ ') and (id, batch_id, position) not in ' ~ places ~ ')' -%}
         {%- elif 'organization_id' in table.columns and dates -%}
             {#- Days may be cut in another time zone than UTC: one day more on either side. -#}
             {%- set condition = '(organization_id, ' ~ dates[0] ~ ') in (select organization_id,'

@@ -48,7 +48,10 @@ dropped last.
 {%- endmacro -%}
 
 {%- macro mend(dry_run=false) -%}
-    {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- if not dry_run -%}
+        {%- do take_run_lock() -%}
+        {%- do create_raw_tables() -%}
+    {%- endif -%}
     {%- set broken = _broken_parts() -%}
     {%- for row in broken.rows -%}
         {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}

@@ -41,7 +41,7 @@
         {%- if unmatched > 0 -%}
             {{ exceptions.raise_compiler_error(
                 'llm_trace_costs cannot be built anew: ' ~ unmatched ~ ' models were not matched by the chosen price '
-                ~ 'book yet. Run dbt run --select llm_price_matches first.'
+                ~ 'book yet. Run dbt run --select llm_price_matches first, with --full-refresh if that does not help.'
             ) }}
         {%- endif -%}
     {%- endif -%}

@@ -298,7 +298,8 @@ def test_what_an_erased_name_left_beside_the_traces_goes_too(
 def test_a_rebuild_is_refused_where_raw_rows_are_lost(embedded: Project, tmp_path: Path) -> None:
     lost = tmp_path / "a.ndjson"
     land(embedded, lost, traces(1, 4))
-    land(embedded, tmp_path / "b.ndjson", traces(4, 7))
+    # One of them was sent by another organization too: that is no substitute.
+    land(embedded, tmp_path / "b.ndjson", [*traces(4, 7), record(2, org_id="other")])
     embedded.dbt("run")
     for number, after in enumerate((lambda: None, lambda: operation(embedded, "mend"))):
         embedded.query(
@@ -410,6 +411,19 @@ def test_what_is_broken_off_is_completed_for_nobody_else(server: Project, tmp_pa
     assert server.query("select traces from erasures order by erased_at") == [
         *({"traces": 2}, {"traces": left})
     ]
+
+
+def test_a_trace_keeps_its_cost_where_its_repetition_is_erased(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Sent twice in one batch by one organization, by two agents, of which one is erased."""
+    embedded.loader("prices")
+    both = [record(3, agent_id="stays"), record(3, agent_id="gone"), record(4, agent_id="gone")]
+    land(embedded, tmp_path / "a.ndjson", both)
+    embedded.dbt("run", *PLAIN)
+    operation(embedded, "erase", "{agent: gone}")
+    for table in ("llm_traces", "llm_trace_costs"):
+        assert embedded.query(f"select id from {table}") == [{"id": "000003"}]
 
 
 def test_what_stays_is_found_though_a_run_came_between(server: Project, tmp_path: Path) -> None:
