@@ -141,6 +141,8 @@ class LedgerEntry:
 
     Attributes
     ----------
+    batch_id : str
+        '' of a rest: the part of a lost batch behind what was landed of it since, cut otherwise.
     is_lost : bool
         Its rows were lost: it is no longer in the ledger, and to be landed again as it was cut.
     """
@@ -274,7 +276,7 @@ def cut_stream(
 def cut_again(source: Source, entry: LedgerEntry, settings: Settings) -> list[Cut]:
     """Cut a lost batch as it was cut before, whatever the limits are now.
 
-    Of a batch without an id only the place is known, and it is cut by today's limits.
+    A rest (see `LedgerEntry`) is cut by today's limits.
 
     Raises
     ------
@@ -506,16 +508,19 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
             next_held = _next(held, offset)
             found, matched_until = _match(stream, source.name, offset, candidates, next_held)
             lost_until = max(lost_until, matched_until)
-            if stream.offset != (found.entry.end if found else offset):
-                stream.close()
-                stream = source.open(settings, found.entry.end if found else offset)
             if found is not None:
                 chain.append(found.entry)
                 offset, line = found.entry.end, line + found.newlines
+            if stream.offset != offset:
+                stream.close()
+                stream = source.open(settings, offset)
+            if found is not None:
                 continue
             # Of a lost batch the beginning was landed since, cut otherwise: the rest is new.
             is_lost = lost_until > offset
             until = min(lost_until, next_held) if is_lost else _next(starts, offset)
+            if not candidates and until == _NOWHERE:
+                break  # nothing was read here, and the stream may be cut where it stands
             newlines = _read_to(stream, until, is_blank=not is_lost)
             if newlines is None:
                 stream.close()
