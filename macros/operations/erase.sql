@@ -8,9 +8,10 @@ rejects, llm_traces and every model made of it.
 
 One of organization, user, customer, agent is needed; several narrow it (all must hold). `user` is
 the envelope's user_id, which only raw_traces holds; `customer` the billing customer as money goes by
-it: the trace's own, or what is known now of its organization at its time; `agent` the agent_id. A trace goes with every arrival of
-it in its organization: one that stayed would be the trace from the next run on. A reject cannot be
-read, so it goes when its bytes hold every one of the ids as a JSON string, however spelled.
+it: the trace's own, or what is known now of its organization at its time; `agent` the agent_id. A
+trace goes with every arrival of it in its organization: one that stayed would be the trace from the
+next run on. A reject cannot be read, so it goes when its bytes hold every one of the ids as a JSON
+string, however spelled.
 
 Order, so that a kill at any instant leaves a state that the same call completes, and no run brings
 anything back: what is to go is listed, batches to look at again are reopened, what will go from the

@@ -8,8 +8,8 @@ the rows are missing without an error. So a run refuses to start while such a pa
 What is lost from llm_traces or a model made of it comes back from the raw tables by the next run:
 mend takes the batches out of the ledgers of what was built. What is lost from the raw tables comes
 back by landing the same source again: mend takes such batches out of raw_batches, notes where they
-were cut, and names their sources. Where neither helps, restore a backup first (docs/operate.md). The parts set aside are
-dropped last.
+were cut, and names their sources. Where neither helps, restore a backup first (docs/operate.md). The
+parts set aside are dropped last.
 -#}
 {%- macro refuse_broken_parts() -%}
     {%- if execute and flags.WHICH != 'test' and not var('accept_broken_parts', false) -%}
@@ -66,10 +66,10 @@ dropped last.
         {%- endif -%}
     {%- endfor -%}
 
-    {%- set short_batches = short_batches() -%}
+    {%- set short = short_batches() -%}
     {%- set sources = run_query(
         'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
-        ~ ' where batch_id in (' ~ short_batches ~ ') group by source order by source'
+        ~ ' where batch_id in (' ~ short ~ ') group by source order by source'
     ) -%}
     {%- if sources.rows | length > 0 -%}
         {%- do print('not whole any more in the raw tables; land these sources again:') -%}
@@ -101,10 +101,10 @@ dropped last.
                 'insert into ' ~ source('raw', 'raw_lost_batches')
                 ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at)'
                 ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC')"
-                ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short_batches ~ ')'
+                ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short ~ ')'
             ) -%}
             {%- do run_and_wait(
-                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short_batches ~ ')'
+                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short ~ ')'
             ) -%}
         {%- endif -%}
         {%- for row in broken.rows -%}

@@ -303,9 +303,7 @@ def out_of_time(*_: Any) -> None:
     raise OutOfTime
 
 
-def test_an_interrupted_read_leaves_no_answer_to_the_next(
-    reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_read_leaves_no_answer_to_the_next(reader: Reader) -> None:
     """Two queries are a call: two answers left would be another organization's trace, whole."""
     before = signal.signal(signal.SIGALRM, out_of_time)
     interrupted = 0
