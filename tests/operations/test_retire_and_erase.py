@@ -306,13 +306,19 @@ def test_a_rebuild_is_refused_where_raw_rows_are_lost(embedded: Project, tmp_pat
         " where endsWith(source, 'a.ndjson')) settings mutations_sync = 2,"
         " allow_nondeterministic_mutations = 1"
     )
-    for is_mended in (False, True):
-        if is_mended:
+    for state in ("lost", "mended", "landed again, and lost from the ledger"):
+        if state == "mended":
             operation(embedded, "mend")
+        elif state != "lost":
+            embedded.loader(str(lost))
+            embedded.query(
+                "alter table raw_batches delete where endsWith(source, 'a.ndjson')"
+                " settings mutations_sync = 2"
+            )
         done = embedded.dbt(
             *("run", "--full-refresh", "--vars", "rebuild_llm_traces: true"), expect=None
         )
-        assert done.returncode != 0, is_mended
+        assert done.returncode != 0, state
         assert "3 of its traces are in no raw row any more" in done.stdout
     assert embedded.value("select count() from llm_traces") == 6
     embedded.loader(str(lost))
