@@ -117,7 +117,11 @@ _MADE = """
         (select uniqExact(batch_id) from transformed_batches) as transformed_ids,
         (select uniqExact(batch_id) from costed_batches) as costed_ids,
         (select count() from costed_batches) as costed,
-        (select uniqExact(batch_id) from llm_traces) as batches_of_traces
+        (select uniqExact(batch_id) from raw_batches) as landed_ids,
+        (select groupUniqArray(batch_id) from llm_traces
+            where batch_id not in (select batch_id from costed_batches)) as not_costed,
+        (select groupUniqArray(batch_id) from transformed_batches
+            where (new_traces > 0) != (batch_id in (select batch_id from llm_traces))) as miscounted
 """
 
 
@@ -191,10 +195,13 @@ def differences_of_traces(project: Project, truth: Truth) -> list[str]:
         found.append("a batch stands twice in transformed_batches")
     if held["costed"] != held["costed_ids"]:
         found.append("a batch stands twice in costed_batches")
-    if held["costed_ids"] != held["batches_of_traces"]:
-        found.append(
-            f"{held['costed_ids']} batches are costed, {held['batches_of_traces']} have traces"
-        )
+    if held["costed_ids"] != held["landed_ids"]:
+        found.append(f"{held['landed_ids']} batches landed, {held['costed_ids']} are costed")
+    if held["not_costed"]:
+        found.append(f"batches that have traces and are not costed: {held['not_costed']}")
+    # Of a batch that brings only what came before, or only rejects, there is no trace.
+    if held["miscounted"]:
+        found.append(f"batches that have traces and say none, or the reverse: {held['miscounted']}")
     return found[:20]
 
 
