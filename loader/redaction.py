@@ -61,11 +61,13 @@ _PIECE_QUOTE = r'(?:\\*+"|\\++u0022)'
 _LINE_STRING = r'"[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+"'
 _LINE_BLANK = r"(?:[^\S\n\r]|\ufeff)*+"
 _OPENER = re.compile(
-    rf"(?=\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\[{_LINE_SPACE}(?:[\[{{\-0-9tfnNI]|{_PIECE_QUOTE})"
+    rf"(?=\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\[{_LINE_SPACE}(?:[\[{{\-.\w]|{_PIECE_QUOTE})"
     rf'|(?<!\\)"[ \t\[{{]*+\\)'
     rf"|(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
     rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r]))"
 )
+# The name of a value, where it is in no JSON that can be read.
+_NAMED = r"""(?:["']|u002[27])(?:%s)\\*+(?:["']|u002[27])(?:\s|\\++[nrt])*+:"""
 _OPENING = ("{", "[", '"')
 # What has these up to where it breaks off was JSON, and not words in brackets.
 _HAS_JSON = re.compile(r'[",\\]')
@@ -135,6 +137,7 @@ class Redactor:
         self._protected = protected
         self._steps: dict[tuple[_States, str | None], tuple[_States, bool]] = {}
         self._names: dict[_States, tuple[str, ...]] = {}
+        self._named: dict[_States, re.Pattern[str] | None] = {}
         self._start = self._closure((index, 0) for index in range(len(self._rules)))
 
     def redact(self, line: bytes) -> tuple[bytes, bool]:
@@ -207,6 +210,18 @@ class Redactor:
             if len(self._names) < 100_000:
                 self._names[states] = names
         return any(name in text for name in names)
+
+    def _find_named(
+        self, text: str, states: _States, begin: int = 0, end: int | None = None
+    ) -> re.Match[str] | None:
+        """Find the last key of a rule, in quotes of any kind and before a colon."""
+        if states not in self._named:
+            names = {self._rules[rule][-1] for rule, _ in states}
+            plain = [re.escape(name) for name in names if not _ESCAPABLE.search(name)]
+            if len(self._named) < 100_000:
+                self._named[states] = re.compile(_NAMED % "|".join(plain)) if plain else None
+        pattern = self._named.get(states)
+        return pattern.search(text, begin, len(text) if end is None else end) if pattern else None
 
     def _hides(self, text: str, states: _States) -> bool:
         """Say whether rules may change what JSON in a text would be, if it could be read."""
@@ -296,6 +311,10 @@ class Redactor:
             if hidden_at is not None:
                 places.append((hidden_from, len(text), _GOES))
                 return places, len(text), False
+            begin, end, last = places[-1] if places else (0, 0, None)
+            if last is _GOES and not text[end : error.index].strip(", \t\n\r"):
+                # As behind a quote that was not escaped: the rest of the value.
+                return [*places[:-1], (begin, len(text), _GOES)], len(text), False
             return places, error.index, False
 
     def _member(
@@ -356,7 +375,9 @@ class Redactor:
         begin = _blank_end(text, 0)
         is_like_json = text.startswith(_OPENING, begin)
         if inner == _MAX_INNER:
-            if can_hide and (is_like_json or _OPENER.search(text)):
+            if can_hide and (
+                is_like_json or _OPENER.search(text) or self._find_named(text, states)
+            ):
                 return _WITHHELD
             return self._text(text)
         places: list[_Place] = []
@@ -381,20 +402,32 @@ class Redactor:
     def _pieces(self, text: str, index: int, states: _States, inner: int) -> list[_Place]:
         """Find what rules may change in the JSON that stands in a text from an index on.
 
-        Where some of it breaks off, and rules may name what comes, the rest of the text goes.
+        Where some of it breaks off, and rules may name what comes, the rest of the text goes; and
+        so it does behind the name of a value between the pieces.
         """
-        places = []
+        places: list[_Place] = []
         may_hide = True
-        while match := _OPENER.search(text, index):
-            begin = match.end()
+        while True:
+            match = _OPENER.search(text, index)
+            begin = match.end() if match else len(text)
+            if named := self._find_named(text, states, index, begin):
+                return [*places, (named.end(), len(text), _GOES)]
+            if match is None:
+                return places
             found, index, is_whole = self._scan(text, begin, states, inner + 1, _LINES)
             places += found
+            if not is_whole and text[begin] == "[":
+                # What follows may be its elements.
+                for _ in range(text.count("[", begin, index)):
+                    below, _ = self._step(states, None)
+                    if below <= states:
+                        break
+                    states |= below
             if may_hide and not is_whole and _HAS_JSON.search(text, begin, index + 1):
                 may_hide = self._hides(text[index:], states)
                 if may_hide:
                     return [*places, (index, len(text), _GOES)]
             index = max(index, begin + 1)
-        return places
 
     def _text(self, text: str) -> str:
         """Replace what patterns match in a text."""

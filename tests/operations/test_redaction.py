@@ -195,15 +195,35 @@ def embed(text: str) -> str:
         ('x [1, ...] "k": 1', 'x [1, "[redacted]"'),
         ('{"z":1,\xa0"k":1}', '{"z":1,"[redacted]"'),
         ('data: data: {\ndata: data: "k": 1}', 'data: data: {\ndata: data: "k": "[redacted]"}'),
-        ('[INFO] [1.5] {z} "k": 1', '[INFO] [1.5] {z} "k": 1'),
+        ('[INFO] [1.5] {z} "k": 1', '[INFO] [1.5] {z} "k":"[redacted]"'),
+        ("[INFO] [1.5] {z} k: 1", "[INFO] [1.5] {z} k: 1"),
         ('{"z": None, "y": 1}', '{"z": None, "y": 1}'),
-        ('{"k":null} "k": 1 k', '{"k":null} "k": 1 k'),
+        ('{"k":null} k: 1', '{"k":null} k: 1'),
+        ('{"k":null} "k": 1 k', '{"k":null} "k":"[redacted]"'),
+        ('{\xa0"k": 1}', '{\xa0"k":"[redacted]"'),
+        ('{\u200b"k"\n: 1}', '{\u200b"k"\n:"[redacted]"'),
+        (r"z: {\'k\': 1}", r"z: {\'k\':" '"[redacted]"'),
+        ('z="{\\"z\\": \\"x"y\\", \\"k\\": 1}"', 'z="{\\"z\\": \\"x"y\\", \\"k\\":"[redacted]"'),
+        ('{"k": "he said "so" to me", "z": 1}', '{"k": "[redacted]"'),
+        ('{"k": "he said ", "so", "z": 1}', '{"k": "[redacted]"'),
+        ('{"k": ["a"] b, "z": 1}', '{"k": "[redacted]"'),
+        ('{"k": "a", "z": [1} b}', '{"k": "[redacted]", "z": [1} b}'),
     ],
 )
 def test_values_go_by_their_path_in_text(text: str, want: str) -> None:
     for rule in ("**.k", "a.k"):
         assert redact(embed(text), rule) == embed(want)
     assert redact(embed(text), "b.k", "k") == embed(text)
+
+
+@pytest.mark.parametrize(
+    "begun", ["[None, ", "[True, ", "[1 2, ", "[nan, ", "[[None], ", "[{} ", '[u"z", ', "[..., "]
+)
+def test_what_follows_in_a_list_that_breaks_off_may_be_its_elements(begun: str) -> None:
+    text = f'{begun}{{"k": 1}}]'
+    assert redact(embed(text), "a.*.k") == embed(f'{begun}{{"k": "[redacted]"}}]')
+    assert redact(embed(text), "a.*") == embed('["[redacted]"')
+    assert redact(embed(text), "a.*.*.*.k") == embed(text)
 
 
 @pytest.mark.parametrize(
