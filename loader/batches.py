@@ -7,10 +7,11 @@ chain through a file, and encoding. Refuses to talk to the store.
 from __future__ import annotations
 
 import bisect
+import codecs
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -29,6 +30,7 @@ from loader.sources import Source, Stream
 
 __all__ = [
     "REJECT_COLUMNS",
+    "REPLAY_PREFIX",
     "TRACE_COLUMNS",
     "Batch",
     "Chain",
@@ -62,6 +64,8 @@ REJECT_COLUMNS = (
     "landed_at",
 )
 
+# What a batch that takes the place of another's rejects has for a source, before the other's id.
+REPLAY_PREFIX = "replay/"
 # A rejected line is kept whole up to this size (or the record limit, if that is larger). Of a
 # longer one the head is kept, with its length and hash.
 KEPT_WHOLE_BYTES = 128 * MEBIBYTE
@@ -145,6 +149,9 @@ class LedgerEntry:
         '' of a rest: the part of a lost batch behind what was landed of it since, cut otherwise.
     is_lost : bool
         Its rows were lost: it is no longer in the ledger, and to be landed again as it was cut.
+    rejected : collection of int, optional
+        Of a lost batch that was replayed since: the positions of its rejects, as far as they are
+        kept, which are to stay rejects. None of others.
     """
 
     batch_id: str
@@ -154,6 +161,7 @@ class LedgerEntry:
     rows: int
     rejects: int
     is_lost: bool
+    rejected: Collection[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +394,9 @@ class _Cutter:
         return cut
 
 
-def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
+def encode_batch(
+    cut: Cut, framer: Framer, settings: Settings, kept_out: Collection[int] = ()
+) -> Batch:
     """Frame every line of a cut and encode the rows for the store.
 
     Parameters
@@ -397,6 +407,8 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
         Says what is a record.
     settings : Settings
         The record limit.
+    kept_out : collection of int
+        Positions of lines that are no records, whatever they are framed as.
     """
     landed_at = encode_milliseconds(datetime.now(UTC))
     batch_id = encode_string(cut.batch_id.encode())
@@ -419,11 +431,13 @@ def encode_batch(cut: Cut, framer: Framer, settings: Settings) -> Batch:
         kept, is_redacted = (line, False) if redactor is None else redactor.redact(line)
         if cut.full_length or len(line) > settings.max_record_bytes:
             framed: Record | Rejection = _too_large(cut, line, settings)
+        elif position in kept_out:
+            framed = _REPLAYED
         else:
             # What the spool refused says so by its type, which a copy has not.
             framed = framer.frame(kept if type(line) is bytes else line)
         if isinstance(framed, Rejection):
-            if index == last and not cut.is_terminated and framed.reason == "not_json":
+            if index == last and not cut.is_terminated and _may_go_on(framed.reason, line):
                 framed = _UNFINISHED
             reasons[framed.reason] += 1
             rejected += (
@@ -505,7 +519,13 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
     try:
         while True:
             candidates = list(by_start.get(offset, {}).values())
-            next_held = _next(held, offset)
+            # The ledger's next within what was lost, if the file has it still.
+            lost_ends = [entry.end for entry in candidates if entry.is_lost]
+            within = _between(held, offset, max(lost_until, *lost_ends, offset))
+            next_held = next(
+                (start for start in within if _is_there(source, by_start[start], settings)),
+                _NOWHERE,
+            )
             found, matched_until = _match(stream, source.name, offset, candidates, next_held)
             lost_until = max(lost_until, matched_until)
             if found is not None:
@@ -583,12 +603,34 @@ def _is_settled(entry: LedgerEntry, last: bytes, stream: Stream) -> bool:
     """Say whether a batch's last line is still the line that was landed.
 
     A line that had no newline then may have grown since. Behind a whole record only space can
-    follow; behind an unfinished one anything makes it another line.
+    follow; behind a rejected one anything else makes it another line.
     """
     if last == b"\n":
         return True
-    following = stream.peek()
-    return following in (b"", b"\n") or (entry.rows == 1 and following in (b" ", b"\t", b"\r"))
+    if entry.rows:
+        return stream.peek() in (b"", b"\n", b" ", b"\t", b"\r")
+    return stream.peek_past_blank() in (b"", b"\n")
+
+
+def _is_there(source: Source, entries: dict[str, LedgerEntry], settings: Settings) -> bool:
+    """Say whether a file has one of the ledger's batches, of those that begin at one place.
+
+    If not, they are of a file that stood there before.
+    """
+    known = [entry for entry in entries.values() if not entry.is_lost]
+    try:
+        stream = source.open(settings, known[0].start)
+    except SourceError:
+        return False  # not so long
+    try:
+        return _match(stream, source.name, known[0].start, known, _NOWHERE)[0] is not None
+    finally:
+        stream.close()
+
+
+def _between(starts: Sequence[int], offset: int, until: int) -> Sequence[int]:
+    """Give where batches begin behind an offset, and before another."""
+    return starts[bisect.bisect_right(starts, offset) : bisect.bisect_left(starts, until)]
 
 
 def _next(starts: Sequence[int], offset: int) -> int:
@@ -616,6 +658,21 @@ def _read_to(stream: Stream, until: int, *, is_blank: bool) -> int | None:
 _UNFINISHED = Rejection(
     "unfinished", "the last line has no newline and is no whole JSON document yet"
 )
+
+
+_REPLAYED = Rejection("replayed", "rejected when it was first landed, and replayed since")
+
+
+def _may_go_on(reason: str, line: bytes) -> bool:
+    """Say whether a rejected line may be the beginning of a record."""
+    if reason != "not_utf8":
+        return reason == "not_json"
+    try:
+        # Not final: passes over a character that is not whole yet.
+        codecs.getincrementaldecoder("utf-8")().decode(line)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _too_large(cut: Cut, line: bytes, settings: Settings) -> Rejection:

@@ -17,15 +17,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from loader import __version__
 from loader.batches import (
     REJECT_COLUMNS,
+    REPLAY_PREFIX,
     TRACE_COLUMNS,
     Batch,
+    Cut,
     LedgerEntry,
     cut_again,
     cut_stream,
@@ -390,7 +392,7 @@ def _read(
         for entry in chain.entries:
             if entry.is_lost:
                 for cut in cut_again(source, entry, settings):
-                    yield encode_batch(cut, framer, settings)
+                    yield _encode_again(cut, entry, framer, settings)
             else:
                 yield entry
     else:
@@ -400,6 +402,22 @@ def _read(
             yield encode_batch(cut, framer, settings)
     finally:
         stream.close()
+
+
+def _encode_again(cut: Cut, entry: LedgerEntry, framer: Framer, settings: Settings) -> Batch:
+    """Encode a lost batch; what a replay holds of it stays a reject, or it would be there twice."""
+    if entry.rejected is None:
+        return encode_batch(cut, framer, settings)
+    for rejected in (entry.rejected, ()):
+        batch = encode_batch(cut, framer, settings, rejected)
+        if (batch.rows, batch.rejects) == (entry.rows, entry.rejects):
+            return batch
+    raise SourceError(
+        f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
+        f"{entry.rows} rows and {entry.rejects} rejects, of which some were replayed since, and "
+        f"would be {batch.rows} rows now, some of them there twice. Land it by the formats and "
+        "limits of then. What comes before is landed."
+    )
 
 
 def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
@@ -413,7 +431,21 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
         f" and batch_id not in (select batch_id from {batches} where source = {{source:String}})",
         {"source": source.name},
     )
-    return [LedgerEntry(*row) for row in rows]
+    entries = [LedgerEntry(*row) for row in rows]
+    lost = [entry.batch_id for entry in entries if entry.is_lost]
+    if not lost:
+        return entries
+    replayed = store.query(
+        "select original, groupUniqArrayIf(position, batch_id != '')"
+        f" from (select distinct substring(source, {len(REPLAY_PREFIX) + 1}) as original"
+        f" from {batches} where startsWith(source, '{REPLAY_PREFIX}')) as replays"
+        f" left join (select batch_id, position from {store.table('raw_rejects')}"
+        " where batch_id in {lost:Array(String)}) as rejects on original = batch_id"
+        " where original in {lost:Array(String)} group by original",
+        {"lost": lost},
+    )
+    rejected = {batch_id: frozenset(positions) for batch_id, positions in replayed}
+    return [replace(entry, rejected=rejected.get(entry.batch_id)) for entry in entries]
 
 
 def _look(store: Store, batch: Batch, known: Collection[str] | None) -> _Found:

@@ -6,8 +6,9 @@ format can mend: bytes that were damaged on their way, and lines of which only t
 A batch is replayed whole, as the source `replay/<batch_id>`: its rejected lines that are records
 now become rows, the others are rejects again, with the place they first came from. So each line is
 in one open batch, and the ledger alone says which: a batch that was replayed is closed. Where no
-line became a record nothing is landed, so that replaying again changes nothing. Where records are
-redacted, what is landed again is redacted first.
+line became a record nothing is landed, so that replaying again changes nothing. A replay whose rows
+were lost is made again as it was, since its rows may have been built and its rejects replayed.
+Where records are redacted, what is landed again is redacted first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from loader.batches import Batch, Cut, batch_id_of, encode_batch, new_hash
+from loader.batches import REPLAY_PREFIX, Batch, Cut, batch_id_of, encode_batch, new_hash
+from loader.errors import SourceError
 from loader.formats import Buffer, Framer, Record
 from loader.landing import Summary, land_batch
 from loader.redaction import load_redactor
@@ -32,9 +34,7 @@ from loader.rowbinary import (
 from loader.settings import Settings
 from loader.store import RAW_TABLES, Store
 
-__all__ = ["REPLAY_PREFIX", "closed_batches", "is_open", "replay_rejects"]
-
-REPLAY_PREFIX = "replay/"
+__all__ = ["closed_batches", "is_open", "replay_rejects"]
 
 # What framing decides. Other reasons say that the bytes are not those that were sent: a damaged
 # record may be JSON still, and yet not what somebody wrote.
@@ -112,43 +112,46 @@ def replay_rejects(
     ------
     StoreError
         If the store fails; running it again finishes.
+    SourceError
+        If a replay whose rows were lost cannot be made as it was; all others are made.
     """
     summary = Summary()
     if not set(RAW_TABLES) <= store.tables():
         return summary
+    store.ensure_raw_tables()
     batches = store.query(
         f"select batch_id from {store.table('raw_rejects')}"
         f" where reason in {{reasons:Array(String)}} and {is_open(store)}"
         " group by batch_id order by min(landed_at), batch_id",
         {"reasons": list(_REPLAYABLE)},
     )
+    broken: SourceError | None = None
     for (batch_id,) in batches:
-        batch = _replayed(store, batch_id, framer, settings)
+        try:
+            batch = _replayed(store, batch_id, framer, settings)
+        except SourceError as error:
+            broken = error
+            continue
         if batch is not None and land_batch(store, batch):
             summary.add_landed(batch)
             if on_progress is not None:
                 on_progress(summary)
+    if broken is not None:
+        raise broken
     return summary
 
 
 def _replayed(store: Store, batch_id: str, framer: Framer, settings: Settings) -> Batch | None:
     """Make the batch that takes the place of another's rejects; None if all stay what they are."""
-    rejects = _rejects_of(store, batch_id, framer, settings)
+    source = REPLAY_PREFIX + batch_id
+    rejects = _as_it_was(store, source, _rejects_of(store, batch_id, framer, settings))
     records = [reject for reject in rejects if reject.is_record]
     others = [reject for reject in rejects if not reject.is_record]
     if not records:
         return None
-    source = REPLAY_PREFIX + batch_id
-    # The batch's id stands for its bytes; what became of each line belongs to the id too, so that
-    # a run that was killed is not taken up by one that knows other formats or redacts.
-    hash_ = new_hash(source, 0)
-    for reject in rejects:
-        hash_.update(b"%d:%d\n" % (reject.position, reject.is_record))
-        if reject.kept != reject.raw:
-            hash_.update(reject.kept)
     size = sum(len(reject.raw) + 1 for reject in rejects)
     cut = Cut(
-        batch_id=batch_id_of(hash_),
+        batch_id=_id_of(source, rejects),
         source=source,
         start=0,
         end=size,
@@ -164,6 +167,48 @@ def _replayed(store: Store, batch_id: str, framer: Framer, settings: Settings) -
         lines=len(rejects),
         rejects=len(others),
         rejected=_encoded(cut.batch_id, batch.rows, others),
+    )
+
+
+def _id_of(source: str, rejects: Sequence[_Reject]) -> str:
+    # The batch's id stands for its bytes; what became of each line belongs to the id too, so that
+    # a run that was killed is not taken up by one that knows other formats or redacts.
+    hash_ = new_hash(source, 0)
+    for reject in rejects:
+        hash_.update(b"%d:%d\n" % (reject.position, reject.is_record))
+        if reject.kept != reject.raw:
+            hash_.update(reject.kept)
+    return batch_id_of(hash_)
+
+
+def _as_it_was(store: Store, source: str, rejects: list[_Reject]) -> list[_Reject]:
+    """Take for records what a replay that was lost took for them; without one, what is one now."""
+    lost = store.query(
+        f"select distinct batch_id from {store.table('raw_lost_batches')}"
+        " where source = {source:String}",
+        {"source": source},
+    )
+    if not lost or any(_id_of(source, rejects) == lost_id for (lost_id,) in lost):
+        return rejects
+    for (lost_id,) in lost:
+        rows = store.query(
+            f"select source, line, byte_offset from {store.table('raw_rejects')}"
+            " where batch_id = {batch_id:String}",
+            {"batch_id": lost_id},
+        )
+        kept = {tuple(row) for row in rows}
+        was = [
+            replace(each, is_record=(each.source, each.line, each.byte_offset) not in kept)
+            for each in rejects
+        ]
+        is_possible = all(
+            now.is_record >= then.is_record for now, then in zip(rejects, was, strict=True)
+        )
+        if is_possible and _id_of(source, was) == lost_id:
+            return was
+    raise SourceError(
+        f"{source}: rows of it were lost, and by the formats, limits and redaction of today it "
+        "would have others than then, some of them there twice. Replay it by those of then."
     )
 
 

@@ -141,6 +141,22 @@ class Stream:
             self._ahead = self._next_chunk()
         return self._ahead[:1]
 
+    def peek_past_blank(self) -> bytes:
+        """Look at the first byte that is no space within a line, or its newline; empty at the end.
+
+        Of more space than is kept in memory, a space.
+        """
+        while True:
+            following = self._ahead.lstrip(b" \t\r\v\f")
+            if following:
+                return following[:1]
+            if len(self._ahead) > _CHUNK:
+                return b" "
+            chunk = self._next_chunk()
+            if not chunk:
+                return b""
+            self._ahead += chunk
+
     def read_line_part(self) -> bytes:
         """Read on to the end of the line, newline included, or as far as one chunk goes."""
         if not self._ahead:
@@ -398,5 +414,10 @@ def _walk(folder: str, skipped: list[str]) -> Iterator[Source]:
 
 
 def _file_source(path: str) -> Source:
-    name = os.fsencode(os.path.realpath(path)).decode("utf-8", "backslashreplace")
-    return Source(name, path, True)
+    name = os.fsencode(os.path.realpath(path))
+    try:
+        return Source(name.decode(), path, True)
+    except UnicodeDecodeError:
+        # Doubled, so that no file of another name is called the same.
+        name = name.replace(b"\\", b"\\\\")
+        return Source(name.decode("utf-8", "backslashreplace"), path, True)

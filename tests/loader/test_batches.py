@@ -207,6 +207,16 @@ def test_what_is_lost_lands_once_however_the_file_comes_back(
         assert [end for _, end in covered] == [*(start for start, _ in covered[1:]), len(data)]
 
 
+def test_the_ledger_of_a_file_that_stood_there_before_cuts_no_lost_batch(file: File) -> None:
+    file.land(b"".join(b'{"request_json":%d}\n' % number for number in range(9)))
+    data = b"".join(b'{"request_json":%d.000}\n' % number for number in range(9))
+    batches = file.land(data)
+    old_starts = [each.start for each in file.entries[:3]]
+    assert any(batches[1].start < start < batches[1].end for start in old_starts)
+    file.lose(file.entries.index(ledger(batches)[1]))
+    assert [batch.batch_id for batch in file.land(data)] == [batches[1].batch_id]
+
+
 def test_a_gap_of_blank_lines_is_no_end_of_the_chain(file: File) -> None:
     data = LINE + b"\n\n\n" + LINE
     file.land(LINE + b"\n")
@@ -243,6 +253,10 @@ def test_a_torn_last_line_is_rejected_as_unfinished() -> None:
     whole, torn = encode(LINE + b"\n" + LINE[:9])
     assert (whole.rows, whole.reasons) == (1, {})
     assert (torn.rows, torn.reasons) == (0, {"unfinished": 1})
+    (within,) = encode('{"request_json":"é'.encode()[:-1])
+    assert within.reasons == {"unfinished": 1}, "torn within a character"
+    (bad,) = encode(b'{"request_json":"\xff"}')
+    assert bad.reasons == {"not_utf8": 1}
 
 
 def test_a_whole_last_line_without_newline_is_a_row() -> None:
@@ -312,12 +326,16 @@ def test_a_torn_line_is_landed_when_it_is_whole(file: File) -> None:
     assert file.land(LINE + b"\n" + LINE + b"\n") == []
 
 
-@pytest.mark.parametrize("rest", [b"\n", b"\r\n", b" \n"])
-def test_a_whole_line_is_not_landed_twice_when_its_newline_comes(file: File, rest: bytes) -> None:
-    file.land(LINE)
-    (new,) = file.land(LINE + rest + LINE + b"\n")
-    assert new.rows == 1
-    assert new.start == len(LINE)
+@pytest.mark.parametrize("line", [LINE, b"[]", b"y" * 150])
+@pytest.mark.parametrize("rest", [b"\n", b"\r\n", b" \n", b" " * 150 + b"\n"])
+def test_a_line_is_not_landed_twice_when_its_newline_comes(
+    file: File, line: bytes, rest: bytes
+) -> None:
+    file.land(line)
+    assert file.land(line + rest[:-1]) == []
+    (new,) = file.land(line + rest + LINE + b"\n")
+    assert (new.rows, new.rejects) == (1, 0)
+    assert new.start == len(line)
 
 
 def test_a_torn_line_that_ends_in_space_is_read_again(file: File) -> None:

@@ -14,7 +14,7 @@ import pytest
 import loader.batches
 import loader.replay
 from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch
-from loader.errors import StoreError
+from loader.errors import SourceError, StoreError
 from loader.formats import Format, Framer
 from loader.landing import Summary, land_source, place_batch
 from loader.replay import replay_rejects
@@ -41,7 +41,7 @@ LINES = [
 @pytest.fixture
 def store(opened_store: Store) -> Store:
     opened_store.ensure_raw_tables()
-    for table in ("raw_traces", "raw_rejects", "raw_batches"):
+    for table in ("raw_traces", "raw_rejects", "raw_batches", "raw_lost_batches"):
         opened_store.command(f"truncate table {opened_store.table(table)}")
     return opened_store
 
@@ -75,6 +75,15 @@ def kill_replay(
 
 def listed(store: Store) -> list[tuple[str, int]]:
     return sorted((each["reason"], each["line"]) for each in list_rejects(store, 100))
+
+
+def batch_of(store: Store, source: str) -> str:
+    """Give the id of the one batch whose source begins so."""
+    ((batch_id,),) = store.query(
+        f"select batch_id from {store.table('raw_batches')} where startsWith(source, {{s:String}})",
+        {"s": source},
+    )
+    return str(batch_id)
 
 
 def rows(store: Store) -> list[tuple[Any, ...]]:
@@ -191,6 +200,68 @@ def test_an_unfinished_line_waits_for_its_file(store: Store, tmp_path: Path) -> 
     assert listed(store) == [("unknown_format", 2)], "its beginning is settled"
     assert replay(store) == (1, 0)
     assert [row[:2] for row in rows(store)] == [("parrot", "1"), ("provider_trace", "1")]
+
+
+def lose(store: Store, source: str, *tables: str) -> None:
+    """Let rows of a source's batches be lost, and take note of it as the operation mend does."""
+    ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
+    of_source = (
+        f"batch_id in (select batch_id from {ledger} where startsWith(source, {{s:String}}))"
+    )
+    parameters, at_once = {"s": source}, "settings mutations_sync = 2"
+    for table in tables:
+        where = f"{of_source} {at_once}, allow_nondeterministic_mutations = 1"
+        store.command(f"alter table {store.table(table)} delete where {where}", parameters)
+    columns = "batch_id, source, start_offset, end_offset, first_line, `rows`, rejects"
+    store.command(
+        f"insert into {lost} ({columns}, lost_at)"
+        f" select {columns}, now64(3, 'UTC') from {ledger} where startsWith(source, {{s:String}})",
+        parameters,
+    )
+    store.command(
+        f"alter table {ledger} delete where startsWith(source, {{s:String}}) {at_once}", parameters
+    )
+
+
+def test_a_batch_that_was_replayed_lands_again_without_what_was_replayed(
+    store: Store, tmp_path: Path
+) -> None:
+    path, text = tmp_path / "a.ndjson", "\n".join(LINES) + "\n"
+    land(store, path, text)
+    assert replay(store) == (2, 2)
+    before = rows(store), listed(store)
+    lose(store, "/", "raw_traces")
+    land(store, path, text, NEW)
+    assert (rows(store), listed(store)) == before
+
+    lose(store, "/", "raw_traces", "raw_rejects")
+    with pytest.raises(SourceError, match=r"They were 2 rows and 4 rejects.* would be 4 rows now"):
+        land(store, path, text, NEW)
+    land(store, path, text, OLD)
+    assert (rows(store), listed(store)) == before
+
+
+def test_a_replay_that_was_lost_is_made_again_as_it_was(store: Store, tmp_path: Path) -> None:
+    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"hiss":2}\nx\n')
+    assert replay(store) == (1, 2)
+    (place,) = store.query(f"select batch_id, position from {store.table('raw_traces')}")
+    first = f"replay/{batch_of(store, '/')}"
+    lose(store, first, "raw_traces")
+    assert replay(store, newer) == (1, 2)
+    assert replay(store, newer) == (1, 1)
+    lose(store, first, "raw_traces")
+    assert replay(store, newer) == (1, 1)
+    assert [row[0] for row in rows(store)] == ["parrot", "snake"]
+    assert place in store.query(f"select batch_id, position from {store.table('raw_traces')}")
+
+    lose(store, first, "raw_traces", "raw_rejects")
+    land(store, tmp_path / "b.ndjson", '{"squawk":3}\n')
+    with pytest.raises(SourceError, match=f"{first}: rows of it were lost"):
+        replay(store, newer)
+    assert [row[1] for row in rows(store)] == ["3", "2"], "the others are replayed"
+    assert replay(store, NEW) == (1, 1)
+    assert [row[0] for row in rows(store)] == ["parrot", "parrot", "snake"]
 
 
 @pytest.mark.parametrize("reason", ["torn", "corrupt", "half_record", "broken_connection"])
