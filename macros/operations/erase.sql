@@ -86,7 +86,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {%- do run_query(
             'create table if not exists ' ~ list ~ on_cluster()
             ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date32)'
-            ~ ' engine = ' ~ ledger_engine() ~ ' order by id'
+            ~ ' engine = ' ~ ledger_engine() ~ ' order by id settings ' ~ durable()
         ) -%}
         {%- for more in [seeds, _other_arrivals(list, listed)] -%}
             {%- do run_query('insert into ' ~ list ~ ' (' ~ place ~ ', organization_id, created_date) select distinct * from (' ~ more ~ ')') -%}
@@ -143,7 +143,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
                 ~ ' delete where (batch_id, position) in (' ~ erased_positions(raw_table) ~ ')'
             ) -%}
         {%- endfor -%}
-        {%- do _erase_from_models(list, places) -%}
+        {%- do _erase_from_models(list, places, kwargs['organization'] if kwargs | length == 1 else none) -%}
         {%- do run_and_wait(
             'alter table ' ~ storage_of(llm_traces) ~ on_cluster() ~ ' delete where (' ~ place ~ ') in ' ~ places
         ) -%}
@@ -176,7 +176,7 @@ from matched
 )
 {%- endmacro -%}
 
-{#- Every arrival of a trace that goes, in its organization; none of a trace that stays. -#}
+{#- Every arrival of a trace that goes, in its organization; none of a trace that stays, or is to be one. -#}
 {%- macro _other_arrivals(going, columns) -%}
     select {{ columns }}
     from {{ ref('int_traces__unioned') }}
@@ -186,6 +186,13 @@ from matched
             from {{ ref('llm_traces') }}
             where id in (select id from {{ going }})
                 and (id, batch_id, position) not in (select id, batch_id, position from {{ going }})
+        )
+        and (id, organization_id) not in (
+            select id, organization_id::String
+            from {{ ref('int_traces__pending') }}
+            where id in (select id from {{ going }})
+                and (id, batch_id, position) not in (select id, batch_id, position from {{ going }})
+                and id not in (select id from {{ ref('llm_traces') }} where id in (select id from {{ going }}))
         )
 {%- endmacro -%}
 
@@ -234,7 +241,7 @@ from matched
 {%- endmacro -%}
 
 {#- By trace where a table has an id, else by organization and day, which the next run builds anew. -#}
-{%- macro _erase_from_models(list, places) -%}
+{%- macro _erase_from_models(list, places, organization) -%}
     {%- for table in built_tables() -%}
         {%- set dates = [] -%}
         {%- for column in table.columns if column.endswith('_date') -%}{%- do dates.append(column) -%}{%- endfor -%}
@@ -256,6 +263,10 @@ from matched
                 ~ "coalesce(response_model, '') from " ~ ref('llm_traces') ~ ' where (id, batch_id, position) not in ' ~ places ~ ')' -%}
         {%- else -%}
             {%- set condition = none -%}
+        {%- endif -%}
+        {%- if organization and 'id' in table.columns -%}
+            {#- No list has an arrival whose raw row retention took. -#}
+            {%- set condition = condition ~ ' or organization_id = ' ~ sql_text(organization) -%}
         {%- endif -%}
         {%- if condition is not none -%}
             {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}

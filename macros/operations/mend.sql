@@ -8,7 +8,7 @@ the rows are missing without an error. So a run refuses to start while such a pa
 What is lost from llm_traces or a model made of it comes back from the raw tables by the next run:
 mend takes the batches out of the ledgers of what was built. What is lost from the raw tables comes
 back by landing the same source again: mend takes such batches out of raw_batches, notes where they
-were cut, and names their sources. Where neither helps, restore a backup first (docs/operate.md). The
+were cut, and names their sources; the run after that looks again at what was built of them. Where neither helps, restore a backup first (docs/operate.md). The
 parts set aside are dropped last.
 -#}
 {%- macro refuse_broken_parts() -%}
@@ -31,6 +31,24 @@ parts set aside are dropped last.
     )) }}
 {%- endmacro -%}
 
+{#- on-run-start: a batch that was lost is landed again, and what was built of it may be lost as well. -#}
+{%- macro reopen_what_came_again() -%}
+    {%- if execute and flags.WHICH != 'test' -%}
+        {%- set done = target.schema ~ '.transformed_batches' -%}
+        {%- set landed_again = 'select batch_id, lost_at from ' ~ source('raw', 'raw_lost_batches') ~ ' where batch_id in (select batch_id from '
+            ~ source('raw', 'raw_batches') ~ ' where batch_id in (select batch_id from ' ~ source('raw', 'raw_lost_batches') ~ '))' -%}
+        {%- set again = 'batch_id in (select done.batch_id from (select batch_id, transformed_at from ' ~ done
+            ~ ' where batch_id in (select batch_id from (' ~ landed_again ~ '))) as done inner join (' ~ landed_again
+            ~ ') as lost on done.batch_id = lost.batch_id where done.transformed_at <= lost.lost_at)' -%}
+        {%- if run_query('select count() from ' ~ done ~ ' where ' ~ again).rows[0][0] | int > 0 -%}
+            {%- for name in ['costed_batches', 'transformed_batches'] -%}
+                {%- set ledger = api.Relation.create(database='', schema=target.schema, identifier=name, type='table') -%}
+                {%- do run_and_wait('alter table ' ~ storage_of(ledger) ~ on_cluster() ~ ' delete where ' ~ again) -%}
+            {%- endfor -%}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}
+
 {#- Batches that were landed whole, and are not whole any more: a select of batch_id. -#}
 {%- macro short_batches() -%}
     {%- set short = [] -%}
@@ -48,10 +66,8 @@ parts set aside are dropped last.
 {%- endmacro -%}
 
 {%- macro mend(dry_run=false) -%}
-    {%- if not dry_run -%}
-        {%- do take_run_lock() -%}
-        {%- do create_raw_tables() -%}
-    {%- endif -%}
+    {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- do create_raw_tables() -%}
     {%- set broken = _broken_parts() -%}
     {%- for row in broken.rows -%}
         {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}
@@ -75,6 +91,21 @@ parts set aside are dropped last.
         {%- do print('not whole any more in the raw tables; land these sources again:') -%}
         {%- do sources.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
     {%- endif -%}
+
+    {#- What was built of a trace that is lost for good, or gives its place to another arrival of its id. -#}
+    {%- set whole = 'select id, batch_id from ' ~ ref('int_traces__unioned') ~ ' where batch_id not in (' ~ short ~ ')' -%}
+    {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
+        {%- set condition = '(id, batch_id) not in (select id, batch_id from ' ~ ref('llm_traces') ~ ') and (id, batch_id) not in (' ~ whole
+            ~ ') and (batch_id not in (' ~ short ~ ' union distinct select batch_id from ' ~ source('raw', 'raw_lost_batches')
+            ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ')) or id in (select id from (' ~ whole ~ ')))' -%}
+        {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] | int -%}
+        {%- if count > 0 -%}
+            {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' rows of traces that are lost') -%}
+            {%- if not dry_run -%}
+                {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
+            {%- endif -%}
+        {%- endif -%}
+    {%- endfor -%}
 
     {#- Batches that were built, and are not whole any more in what was built of them. -#}
     {%- set llm_traces = ref('llm_traces') -%}

@@ -31,6 +31,7 @@ create table if not exists `{{ database }}`.retired_batches{{ on_cluster }}
 )
 engine = {{ engine }}
 order by (raw_table, batch_id)
+settings {{ durable() }}
 ;;
 create table if not exists `{{ database }}`.erasures{{ on_cluster }}
 (
@@ -43,6 +44,7 @@ create table if not exists `{{ database }}`.erasures{{ on_cluster }}
 )
 engine = {{ engine }}
 order by erased_at
+settings {{ durable() }}
 ;;
 create table if not exists `{{ database }}`.reparse_reports{{ on_cluster }}
 (
@@ -64,6 +66,11 @@ create table if not exists `{{ database }}`.reparse_reports{{ on_cluster }}
 )
 engine = {{ engine }}
 order by (parser_version, from_time, to_time, reported_at)
+{%- endmacro -%}
+
+{#- For tables that cannot be made again from others: a part is on the disk before its insert answers. -#}
+{%- macro durable() -%}
+fsync_after_insert = 1, fsync_part_directory = 1
 {%- endmacro -%}
 
 {#- The ON CLUSTER clause for DDL of our own; empty without a cluster in the profile. -#}

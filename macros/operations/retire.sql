@@ -22,6 +22,7 @@ true. A partition of which all is old is dropped; of others the old rows are del
         {{ return('') }}
     {%- endif -%}
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
     {%- if raw_days is not none -%}
         {%- do _retire_raw('raw_traces', raw_days, dry_run) -%}
@@ -45,26 +46,42 @@ true. A partition of which all is old is dropped; of others the old rows are del
     {{ return(value | int) }}
 {%- endmacro -%}
 
-{#- The batches whose rows of a raw table are old enough to go: a select of batch_id. -#}
+{#- The batches whose rows of a raw table are old enough to go: a select of batch_id. Of one that mend
+    took out of the ledger, rows that are still there say when it landed. -#}
 {%- macro _old_batches(raw_table, days) -%}
-    select batch_id from {{ source('raw', 'raw_batches') }}
+    select batch_id
+    from (
+        select batch_id, landed_at from {{ source('raw', 'raw_batches') }}
+        union all
+        select batch_id, landed_at from {{ source('raw', raw_table) }}
+        where
+            batch_id in (select batch_id from {{ source('raw', 'raw_lost_batches') }})
+            and batch_id not in (select batch_id from {{ source('raw', 'raw_batches') }})
+    )
     where
         landed_at < now64(3, 'UTC') - interval {{ days }} day
-        {%- if raw_table == 'raw_traces' %}
+        {{ _and_transformed(raw_table) }}
+{%- endmacro -%}
+
+{#- What is pending keeps its raw rows. -#}
+{%- macro _and_transformed(raw_table) -%}
+    {%- if raw_table == 'raw_traces' -%}
         and batch_id in (select batch_id from {{ ref('transformed_batches') }})
-        {%- endif %}
+    {%- endif -%}
 {%- endmacro -%}
 
 {%- macro _retire_raw(raw_table, days, dry_run) -%}
     {%- set table = source('raw', raw_table) -%}
     {%- set whole = "select batch_id from " ~ source('operations', 'retired_batches')
         ~ " where raw_table = '" ~ raw_table ~ "' and is_whole" -%}
+    {#- A batch that was recorded may have been landed or reopened since. -#}
+    {%- set going = whole ~ ' ' ~ _and_transformed(raw_table) -%}
     {%- set size = 'sum(length(raw))' if raw_table == 'raw_rejects'
         else 'sum(length(request_json) + length(response_json) + length(envelope_json))' -%}
     {%- set report = run_query(
         "select '" ~ raw_table ~ "' as `table`, count() as `rows`, uniqExact(batch_id) as batches, "
         ~ size ~ " as bytes, min(landed_at) as oldest, max(landed_at) as newest from " ~ table
-        ~ " where batch_id in (" ~ _old_batches(raw_table, days) ~ ") or batch_id in (" ~ whole ~ ")"
+        ~ " where batch_id in (" ~ _old_batches(raw_table, days) ~ ") or batch_id in (" ~ going ~ ")"
     ) -%}
     {%- do print((raw_table ~ ': ') ~ ('would retire' if dry_run else 'retiring') ~ ' what landed more than ' ~ days ~ ' days ago') -%}
     {%- do report.print_table(max_columns=none, max_column_width=40) -%}
@@ -77,15 +94,15 @@ true. A partition of which all is old is dropped; of others the old rows are del
         ) -%}
         {%- set old_partitions = run_query(
             "select toString(toYYYYMM(landed_at)) as partition from " ~ table
-            ~ " group by partition having countIf(batch_id not in (" ~ whole ~ ")) = 0"
+            ~ " group by partition having countIf(batch_id not in (" ~ going ~ ")) = 0"
             ~ " and partition < toString(toYYYYMM(now()))"
         ) -%}
         {%- for row in old_partitions.rows -%}
             {%- do run_query('alter table ' ~ storage_of(table) ~ on_cluster() ~ " drop partition id '" ~ row[0] ~ "'") -%}
         {%- endfor -%}
-        {%- if run_query("select 1 from " ~ table ~ " where batch_id in (" ~ whole ~ ") limit 1").rows | length > 0 -%}
+        {%- if run_query("select 1 from " ~ table ~ " where batch_id in (" ~ going ~ ") limit 1").rows | length > 0 -%}
             {%- do run_and_wait(
-                'alter table ' ~ storage_of(table) ~ on_cluster() ~ ' delete where batch_id in (' ~ whole ~ ')'
+                'alter table ' ~ storage_of(table) ~ on_cluster() ~ ' delete where batch_id in (' ~ going ~ ')'
             ) -%}
         {%- endif -%}
     {%- endif -%}

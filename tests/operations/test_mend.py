@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from tests.operations.test_reparse import FRESH, operation
+from tests.operations.test_retire_and_erase import AGE, PLAIN, land
 from tests.support.project import Project
 from tests.test_pipeline import record, write
 
@@ -76,6 +77,47 @@ def test_a_part_that_a_power_failure_took_comes_back(embedded: Project, tmp_path
     embedded.query("insert into llm_traces select * from llm_traces where id = '000001'")
     said = operation(embedded, "mend", "{dry_run: true}")
     assert "llm_traces holds 1 rows of ids that stand there already" in said
+
+
+def test_what_is_lost_of_raw_rows_and_of_what_was_built_comes_back(
+    embedded: Project, tmp_path: Path
+) -> None:
+    embedded.loader("prices")
+    source = write(tmp_path / "a.ndjson", [record(number) for number in range(1, 9)])
+    embedded.loader(str(source))
+    embedded.dbt("run", *PLAIN)
+    money = "select id, total_cost_usd, priced_at from llm_trace_costs order by id"
+    priced = embedded.query(money)
+    before = embedded.query(FRESH)
+    for table in ("raw_traces", "llm_traces"):
+        embedded.query(f"alter table {table} delete where 1 settings mutations_sync = 2")
+    assert str(source) in operation(embedded, "mend")
+    embedded.loader(str(source))
+    embedded.dbt("run", *PLAIN)
+    after = embedded.query(FRESH)
+    assert [row | {"landed_at": 0} for row in after] == [row | {"landed_at": 0} for row in before]
+    assert embedded.query(money) == priced, "what it cost is not reckoned anew"
+
+
+def test_the_cost_of_a_trace_that_is_lost_for_good_goes(embedded: Project, tmp_path: Path) -> None:
+    embedded.loader("prices")
+    early, late = "2026-10-05T12:00:00Z", "2026-10-07T12:00:00Z"
+    first = [record(1, created_at=early), record(2), record(3, org_id="gone")]
+    land(embedded, tmp_path / "a.ndjson", first)
+    embedded.dbt("run", *PLAIN)
+    embedded.query(AGE)
+    operation(embedded, "retire", retain_raw_days=30)
+    land(embedded, tmp_path / "b.ndjson", [record(1, created_at=late)])
+    embedded.dbt("run", *PLAIN)
+    embedded.query(
+        "alter table llm_traces delete where id in ('000001', '000003') settings mutations_sync = 2"
+    )
+    assert "llm_trace_costs: 2 rows of traces that are lost" in operation(embedded, "mend")
+    embedded.dbt("run", *PLAIN)
+    of = "select id, toDate(created_at)::String as day from {} order by id"
+    costs = embedded.query(of.format("llm_trace_costs"))
+    assert costs == embedded.query(of.format("llm_traces"))
+    assert costs[0] == {"id": "000001", "day": late[:10]}
 
 
 def test_what_is_lost_of_a_file_lands_as_it_was_cut(project: Project, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.operations.test_reparse import FRESH, operation
 from tests.support.project import Project
 from tests.test_pipeline import record, write
@@ -58,6 +60,13 @@ def test_what_is_old_goes_and_the_rest_stays_true(project: Project, tmp_path: Pa
     assert project.value("select count() from raw_traces") == 20, "the pending stay"
     assert project.value("select count() from raw_rejects") == 2
     assert project.value("select count() from retired_batches") == 2
+    unsynced = (
+        "select name from system.tables where database = currentDatabase() and"
+        " (name like 'raw\\_%' or name in ('retired_batches', 'erasures'))"
+        " and create_table_query not like '%fsync_after_insert = 1%'"
+    )
+    made_again = {"raw_prices", "raw_billing_accounts", "raw_provider_bills"}
+    assert {row["name"] for row in project.query(unsynced)} <= made_again
 
     after = project.query(FRESH)
     changed = {"request_json": "", "response_json": ""}
@@ -72,6 +81,43 @@ def test_what_is_old_goes_and_the_rest_stays_true(project: Project, tmp_path: Pa
     land(project, tmp_path / "d.ndjson", traces(1, 4))
     project.dbt("build")
     assert project.value("select count() from trace_conflicts") == 0
+
+
+def test_what_mend_took_out_of_the_ledger_grows_old_too(embedded: Project, tmp_path: Path) -> None:
+    land(embedded, tmp_path / "a.ndjson", traces(1, 7), broken=2)
+    embedded.dbt("run", *PLAIN)
+    embedded.query(AGE)
+    embedded.query(
+        "insert into raw_traces"
+        " select * replace (landed_at - interval 100 day as landed_at) from raw_traces"
+    )
+    for gone in ("raw_traces delete where landed_at > now() - 86400", "raw_rejects delete where 1"):
+        embedded.query(f"alter table {gone} settings mutations_sync = 2")
+    operation(embedded, "mend")
+    operation(embedded, "retire", retain_raw_days=30)
+    assert embedded.value("select count() from raw_traces") == 0
+
+
+def test_what_is_opened_again_is_not_retired(embedded: Project, tmp_path: Path) -> None:
+    """Retiring is killed behind its record, and erasing makes another arrival the trace."""
+    embedded.dbt("run", *PLAIN)
+    for organization in ("gone", "stays"):
+        land(embedded, tmp_path / f"{organization}.ndjson", [record(3, org_id=organization)])
+        embedded.dbt("run", *PLAIN)
+    embedded.query(AGE)
+    embedded.query(
+        "insert into retired_batches select distinct batch_id, 'raw_traces', 'retention', true,"
+        " [], now64(3, 'UTC') from raw_traces"
+    )
+    operation(embedded, "erase", "{organization: gone}")
+    operation(embedded, "retire", retain_raw_days=30)
+    assert embedded.value("select count() from int_batches__pending") == 1
+    embedded.dbt("run", *PLAIN)
+    stays = [{"id": "000003", "organization_id": "stays"}]
+    assert embedded.query("select id, organization_id from llm_traces") == stays
+    operation(embedded, "retire", retain_raw_days=30)
+    assert embedded.value("select count() from raw_traces") == 0
+    assert embedded.query("select id, organization_id from llm_traces") == stays
 
 
 def test_a_rebuild_is_refused_where_raw_rows_are_retired(project: Project, tmp_path: Path) -> None:
@@ -348,15 +394,16 @@ def test_costs_follow_traces_whose_raw_rows_are_retired(embedded: Project, tmp_p
 def test_what_is_erased_after_retention_stays_erased(embedded: Project, tmp_path: Path) -> None:
     path = tmp_path / "a.ndjson"
     land(embedded, path, traces(1, 7), broken=1)
+    land(embedded, tmp_path / "b.ndjson", [record(3, org_id="org-1")])
     embedded.dbt("run")
+    assert embedded.value("select any(organization_id) from trace_conflicts") == "org-1"
     embedded.query(AGE)
     operation(embedded, "retire", retain_raw_days=30)
     operation(embedded, "erase", "{organization: org-1}")
+    assert embedded.value("select count() from trace_conflicts") == 0
     embedded.query("alter table raw_rejects delete where 1 settings mutations_sync = 2")
     assert str(path) in operation(embedded, "mend")
     embedded.loader(str(path), expect=1)
-    embedded.dbt("run")
-    operation(embedded, "mend")
     embedded.dbt("build")
     for theirs in (
         "raw_traces where position(envelope_json, '\"org-1\"') > 0",
@@ -422,15 +469,21 @@ def test_what_is_broken_off_is_completed_for_nobody_else(server: Project, tmp_pa
     ]
 
 
-def test_a_trace_keeps_its_cost_where_its_repetition_is_erased(
-    embedded: Project, tmp_path: Path
+@pytest.mark.parametrize("is_pending", [False, True])
+def test_a_trace_and_its_cost_stay_where_its_repetition_is_erased(
+    embedded: Project, tmp_path: Path, is_pending: bool
 ) -> None:
     """Sent twice in one batch by one organization, by two agents, of which one is erased."""
     embedded.loader("prices")
     both = [record(3, agent_id="stays"), record(3, agent_id="gone"), record(4, agent_id="gone")]
+    if is_pending:
+        embedded.dbt("run", *PLAIN)
     land(embedded, tmp_path / "a.ndjson", both)
-    embedded.dbt("run", *PLAIN)
+    if not is_pending:
+        embedded.dbt("run", *PLAIN)
     operation(embedded, "erase", "{agent: gone}")
+    if is_pending:
+        embedded.dbt("run", *PLAIN)
     for table in ("llm_traces", "llm_trace_costs"):
         assert embedded.query(f"select id from {table}") == [{"id": "000003"}]
 
