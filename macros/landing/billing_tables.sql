@@ -13,6 +13,7 @@ idempotent.
 #}
 {% macro billing_tables_ddl(database, cluster=none) %}
 {%- set on_cluster = (" on cluster `" ~ cluster ~ "`") if cluster else "" -%}
+{%- set durable = "fsync_after_insert = 1, fsync_part_directory = 1" -%}
 {%- set engine = "ReplicatedMergeTree" if cluster else "MergeTree" -%}
 create database if not exists `{{ database }}`{{ on_cluster }}
 ;;
@@ -31,6 +32,7 @@ create table if not exists `{{ database }}`.raw_billing_accounts{{ on_cluster }}
 )
 engine = {{ engine }}
 order by (organization_id, valid_from, known_at, line)
+settings {{ durable }}
 ;;
 create table if not exists `{{ database }}`.raw_provider_bills{{ on_cluster }}
 (
@@ -53,4 +55,5 @@ create table if not exists `{{ database }}`.raw_provider_bills{{ on_cluster }}
 )
 engine = {{ engine }}
 order by (provider, account, starts_at, known_at, position)
+settings {{ durable }}
 {% endmacro %}

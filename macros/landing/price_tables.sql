@@ -12,6 +12,7 @@ price_tables_ddl(database, cluster=none) gives the statements, separated by `;;`
 #}
 {% macro price_tables_ddl(database, cluster=none) %}
 {%- set on_cluster = (" on cluster `" ~ cluster ~ "`") if cluster else "" -%}
+{%- set durable = "fsync_after_insert = 1, fsync_part_directory = 1" -%}
 {%- set engine = "ReplicatedMergeTree" if cluster else "MergeTree" -%}
 create database if not exists `{{ database }}`{{ on_cluster }}
 ;;
@@ -41,6 +42,7 @@ create table if not exists `{{ database }}`.raw_prices{{ on_cluster }}
 )
 engine = {{ engine }}
 order by (price_book_version, provider, model, price_row)
+settings {{ durable }}
 ;;
 create table if not exists `{{ database }}`.raw_price_rules{{ on_cluster }}
 (
@@ -57,6 +59,7 @@ create table if not exists `{{ database }}`.raw_price_rules{{ on_cluster }}
 )
 engine = {{ engine }}
 order by (price_book_version, rule_kind, provider, rule_position, clause)
+settings {{ durable }}
 ;;
 create table if not exists `{{ database }}`.raw_price_books{{ on_cluster }}
 (
@@ -72,4 +75,5 @@ create table if not exists `{{ database }}`.raw_price_books{{ on_cluster }}
 )
 engine = {{ engine }}
 order by price_book_version
+settings {{ durable }}
 {% endmacro %}
