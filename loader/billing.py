@@ -195,15 +195,16 @@ def land_subscriptions(
     statements = Statements(there, latest)
     # Of one instant, the last in the source is what it says in the end.
     last = {(one.organization_id, one.valid_from): one for one in subscriptions}
+    changed = set()
     rows = []
     for one in subscriptions:
         place = (one.organization_id, one.valid_from)
         is_restated = one.content_hash in statements
-        known_at = statements.admit(
-            one.content_hash, place, one.terms, restate=restate and last[place] is one
-        )
+        is_to_hold = last[place] is one and (restate or place in changed)
+        known_at = statements.admit(one.content_hash, place, one.terms, restate=is_to_hold)
         if known_at is None:
             continue
+        changed.add(place)
         if one.known_at is not None and not is_restated:
             known_at = one.known_at
         rows.append(

@@ -78,8 +78,12 @@ class Statements:
         before = self._last.get(place)
         if key in self._there and not (restate and before is not None and before[1] != said):
             return None
+        known_at = (
+            self.now if before is None else max(self.now, before[0] + timedelta(microseconds=1))
+        )
         self._there.add(key)
-        return self.now if before is None else max(self.now, before[0] + timedelta(microseconds=1))
+        self._last[place] = known_at, said
+        return known_at
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, formats: str, restate: str) -> None:

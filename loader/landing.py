@@ -277,14 +277,13 @@ def land_source(
     StoreError
         If the store fails; what is in the ledger stays, and a run again does the rest.
     """
-    entries: list[LedgerEntry] = []
     known: set[str] | None = None
     broken: SourceError | None = None
     with contextlib.ExitStack() as stack:
+        if source.is_file and not store.is_embedded:  # which this process has to itself
+            stack.enter_context(hold(source, settings.lock_timeout, on_wait))
+        entries = _patiently(lambda number: _ledger_of(store, source), store, "", time.sleep)
         if source.is_file:
-            if not store.is_embedded:  # which this process has to itself
-                stack.enter_context(hold(source, settings.lock_timeout, on_wait))
-            entries = _patiently(lambda number: _ledger_of(store, source), store, "", time.sleep)
             known = {entry.batch_id for entry in entries}
         landers = stack.enter_context(_Landers(store, known))
         try:
@@ -386,6 +385,7 @@ def _read(
     source: Source, entries: list[LedgerEntry], framer: Framer, settings: Settings
 ) -> Iterator[LedgerEntry | Batch]:
     """Give what the ledger covers already, then each new batch."""
+    lost = {entry.batch_id: entry for entry in entries if entry.is_lost}
     if source.is_file:
         chain = follow_chain(source, entries, settings)
         stream, line = chain.stream, chain.line
@@ -399,7 +399,10 @@ def _read(
         stream, line = source.open(settings), 1
     try:
         for cut in cut_stream(stream, source.name, settings, line):
-            yield encode_batch(cut, framer, settings)
+            if cut.batch_id in lost:
+                yield _encode_again(cut, lost[cut.batch_id], framer, settings)
+            else:
+                yield encode_batch(cut, framer, settings)
     finally:
         stream.close()
 
@@ -421,14 +424,18 @@ def _encode_again(cut: Cut, entry: LedgerEntry, framer: Framer, settings: Settin
 
 
 def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
-    batches = store.table("raw_batches")
+    """Give a file's batches, and of whatever source those that were lost."""
+    batches, lost_batches = store.table("raw_batches"), store.table("raw_lost_batches")
     columns = "batch_id, start_offset, end_offset, first_line, rows, rejects"
-    rows = store.query(
+    landed_sql = (
         f"select {columns}, false as is_lost from {batches} where source = {{source:String}}"
-        " union all"
-        f" select {columns}, true from {store.table('raw_lost_batches')}"
-        " where source = {source:String}"
-        f" and batch_id not in (select batch_id from {batches} where source = {{source:String}})",
+    )
+    lost_sql = (
+        f"select {columns}, true as is_lost from {lost_batches} where source = {{source:String}}"
+        f" and batch_id not in (select batch_id from {batches} where source = {{source:String}})"
+    )
+    rows = store.query(
+        f"{landed_sql} union all {lost_sql}" if source.is_file else lost_sql,
         {"source": source.name},
     )
     entries = [LedgerEntry(*row) for row in rows]
@@ -437,8 +444,9 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
         return entries
     replayed = store.query(
         "select original, groupUniqArrayIf(position, batch_id != '')"
-        f" from (select distinct substring(source, {len(REPLAY_PREFIX) + 1}) as original"
-        f" from {batches} where startsWith(source, '{REPLAY_PREFIX}')) as replays"
+        f" from (select distinct substring(source, {len(REPLAY_PREFIX) + 1}) as original from ("
+        f"select source from {batches} union all select source from {lost_batches})"
+        f" where startsWith(source, '{REPLAY_PREFIX}')) as replays"
         f" left join (select batch_id, position from {store.table('raw_rejects')}"
         " where batch_id in {lost:Array(String)}) as rejects on original = batch_id"
         " where original in {lost:Array(String)} group by original",

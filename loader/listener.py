@@ -492,7 +492,7 @@ def _is_whole(raw: bytes) -> bool:
         # What json has besides JSON (NaN, a lone surrogate) is for landing to judge.
         try:
             json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     except RecursionError:
         return False

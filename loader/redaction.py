@@ -48,8 +48,8 @@ _ESCAPE = r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
 _ESCAPES = re.compile(rf"(?:{_ESCAPE})++")
 # What a name has to be free of to stand in a text as it is, unless it is written with `\u`.
 _ESCAPABLE = re.compile(r'["\\/\x00-\x1f\x7f]')
-# What a string has if JSON is in it.
-_CAN_HOLD = re.compile(r"[\[{\\]")
+# What a string has if JSON is in it, or a name in quotes.
+_CAN_HOLD = re.compile(r"[\[{\\']")
 _SCALAR = re.compile(r"-?[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null|NaN|-?Infinity")
 
 # Where JSON may begin in a text that is none as a whole: an object, a list, a quoted string that
@@ -211,9 +211,7 @@ class Redactor:
                 self._names[states] = names
         return any(name in text for name in names)
 
-    def _find_named(
-        self, text: str, states: _States, begin: int = 0, end: int | None = None
-    ) -> re.Match[str] | None:
+    def _find_named(self, text: str, states: _States, begin: int = 0) -> re.Match[str] | None:
         """Find the last key of a rule, in quotes of any kind and before a colon."""
         if states not in self._named:
             names = {self._rules[rule][-1] for rule, _ in states}
@@ -221,7 +219,7 @@ class Redactor:
             if len(self._named) < 100_000:
                 self._named[states] = re.compile(_NAMED % "|".join(plain)) if plain else None
         pattern = self._named.get(states)
-        return pattern.search(text, begin, len(text) if end is None else end) if pattern else None
+        return pattern.search(text, begin) if pattern else None
 
     def _hides(self, text: str, states: _States) -> bool:
         """Say whether rules may change what JSON in a text would be, if it could be read."""
@@ -407,10 +405,13 @@ class Redactor:
         """
         places: list[_Place] = []
         may_hide = True
+        named = self._find_named(text, states, index)
         while True:
             match = _OPENER.search(text, index)
             begin = match.end() if match else len(text)
-            if named := self._find_named(text, states, index, begin):
+            if named and named.start() < index:
+                named = self._find_named(text, states, index)
+            if named and named.start() <= begin:
                 return [*places, (named.end(), len(text), _GOES)]
             if match is None:
                 return places

@@ -39,7 +39,7 @@ __all__ = ["closed_batches", "is_open", "replay_rejects"]
 # What framing decides. Other reasons say that the bytes are not those that were sent: a damaged
 # record may be JSON still, and yet not what somebody wrote.
 _REPLAYABLE = ("not_utf8", "not_json", "not_an_object", "too_deep", "unknown_format", "too_large")
-_HEAD_ONLY = "sha256 of all"
+_HEAD_ONLY = " are kept"
 
 
 def closed_batches(store: Store) -> str:

@@ -64,6 +64,10 @@ def test_two_changes_at_one_instant_keep_their_order(project: Project, tmp_path:
     project.loader("billing", file)
     project.loader("billing", file, "--restate")
     assert plans(project) == ["first", "second"]
+    again = write(tmp_path / "b.ndjson", *map(subscription, ("first", "third", "first")))
+    for _ in range(2):
+        project.loader("billing", again)
+    assert plans(project) == ["first", "second", "third", "first"], "the lower line holds"
 
 
 def test_what_is_known_is_said_by_the_record_where_it_says_so(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from loader.formats import Format, Framer
 from loader.landing import Summary, land_source, place_batch
 from loader.replay import replay_rejects
 from loader.settings import Settings
-from loader.sources import find_sources
+from loader.sources import Source, find_sources
 from loader.store import Store
 from loader.verbs.rejects import count_open, list_rejects
 from loader.verbs.status import collect_status
@@ -241,6 +244,39 @@ def test_a_batch_that_was_replayed_lands_again_without_what_was_replayed(
     assert (rows(store), listed(store)) == before
 
 
+def test_a_batch_and_its_replay_that_are_lost_together_come_back(
+    store: Store, tmp_path: Path
+) -> None:
+    path, text = tmp_path / "a.ndjson", "\n".join(LINES) + "\n"
+    land(store, path, text)
+    assert replay(store) == (2, 2)
+    places = (
+        f"select batch_id, position, request_json from {store.table('raw_traces')} order by all"
+    )
+    before = store.query(places), listed(store)
+    for source in ("/", "replay/"):
+        lose(store, source, "raw_traces")
+    land(store, path, text, NEW)
+    replay(store)
+    assert (store.query(places), listed(store)) == before
+
+
+def test_lost_standard_input_lands_again_without_what_was_replayed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def land_stdin(framer: Framer) -> None:
+        data = io.BytesIO(("\n".join(LINES) + "\n").encode())
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=data))
+        land_source(store, Source("stdin", None, False), framer, Settings(), Summary())
+
+    land_stdin(OLD)
+    assert replay(store) == (2, 2)
+    before = rows(store), listed(store)
+    lose(store, "stdin", "raw_traces")
+    land_stdin(NEW)
+    assert (rows(store), listed(store)) == before
+
+
 def test_a_replay_that_was_lost_is_made_again_as_it_was(store: Store, tmp_path: Path) -> None:
     newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
     land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"hiss":2}\nx\n')
@@ -274,6 +310,19 @@ def test_damaged_bytes_are_never_made_a_trace(store: Store, tmp_path: Path, reas
     )
     assert replay(store) == (0, 1)
     assert rows(store) == []
+
+
+@pytest.mark.parametrize("detail", ["the first 9 are kept", "the first 9 are kept; sha256 of all"])
+def test_the_head_of_a_line_is_never_made_a_trace(
+    store: Store, tmp_path: Path, detail: str
+) -> None:
+    land(store, tmp_path / "a.ndjson", '{"squawk":1}\n')
+    store.command(
+        f"alter table {store.table('raw_rejects')} update reason = 'too_large',"
+        " detail = {detail:String} where true settings mutations_sync = 2",
+        {"detail": detail},
+    )
+    assert replay(store) == (0, 1)
 
 
 def test_bytes_that_are_no_text_are_kept(store: Store, tmp_path: Path) -> None:

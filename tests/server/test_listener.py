@@ -108,8 +108,11 @@ def test_one_record_a_connection_or_many(tmp_path: Path) -> None:
     assert listener.counts.open == 0
 
 
-def test_half_a_record_is_kept_as_it_came(tmp_path: Path) -> None:
-    half = record("a")[:-5] + b"\xff"
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize("half", [record("a")[:-5] + b"\xff", DEEP, b'{"a":NaN,"b":' + DEEP])
+def test_half_a_record_is_kept_as_it_came(tmp_path: Path, half: bytes) -> None:
 
     async def peers(listener: Listener) -> None:
         await send(listener, record("b") + b"\n" + half)
