@@ -42,7 +42,9 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- endif -%}
 
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
+    {%- if not dry_run -%}{%- do reopen_what_came_again() -%}{%- endif -%}
 
     {%- set llm_traces = ref('llm_traces') -%}
     {%- set raw_traces = source('raw', 'raw_traces') -%}

@@ -31,7 +31,8 @@ parts set aside are dropped last.
     )) }}
 {%- endmacro -%}
 
-{#- on-run-start: a batch that was lost is landed again, and what was built of it may be lost as well. -#}
+{#- on-run-start: a batch that was lost is landed again, and what was built of it may be lost as well. The
+    cost of a trace that is made again stays, but where the time of landing is the trace's own. -#}
 {%- macro reopen_what_came_again() -%}
     {%- if execute and flags.WHICH != 'test' -%}
         {%- set done = target.schema ~ '.transformed_batches' -%}
@@ -41,6 +42,13 @@ parts set aside are dropped last.
             ~ ' where batch_id in (select batch_id from (' ~ landed_again ~ '))) as done inner join (' ~ landed_again
             ~ ') as lost on done.batch_id = lost.batch_id where done.transformed_at <= lost.lost_at)' -%}
         {%- if run_query('select count() from ' ~ done ~ ' where ' ~ again).rows[0][0] | int > 0 -%}
+            {%- set arrivals = 'select id, batch_id, created_at from ' ~ target.schema ~ '.int_traces__unioned where ' ~ again -%}
+            {%- set costs = api.Relation.create(database='', schema=target.schema, identifier='llm_trace_costs', type='table') -%}
+            {%- if load_relation(costs) is not none -%}
+                {%- do run_and_wait('alter table ' ~ storage_of(costs) ~ on_cluster() ~ ' delete where ' ~ again
+                    ~ ' and id not in (select id from ' ~ target.schema ~ '.llm_traces where ' ~ again ~ ')'
+                    ~ ' and (id, batch_id, created_at) not in (' ~ arrivals ~ ')') -%}
+            {%- endif -%}
             {%- for name in ['costed_batches', 'transformed_batches'] -%}
                 {%- set ledger = api.Relation.create(database='', schema=target.schema, identifier=name, type='table') -%}
                 {%- do run_and_wait('alter table ' ~ storage_of(ledger) ~ on_cluster() ~ ' delete where ' ~ again) -%}
@@ -92,12 +100,14 @@ parts set aside are dropped last.
         {%- do sources.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
     {%- endif -%}
 
+    {%- set llm_traces = ref('llm_traces') -%}
+
     {#- What was built of a trace that is lost for good, or gives its place to another arrival of its id. -#}
     {%- set whole = 'select id, batch_id from ' ~ ref('int_traces__unioned') ~ ' where batch_id not in (' ~ short ~ ')' -%}
     {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
-        {%- set condition = '(id, batch_id) not in (select id, batch_id from ' ~ ref('llm_traces') ~ ') and (id, batch_id) not in (' ~ whole
-            ~ ') and (batch_id not in (' ~ short ~ ' union distinct select batch_id from ' ~ source('raw', 'raw_lost_batches')
-            ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ')) or id in (select id from (' ~ whole ~ ')))' -%}
+        {%- set condition = '(id, batch_id) not in (select id, batch_id from ' ~ llm_traces ~ ') and (id in (select id from ' ~ llm_traces
+            ~ ') or (id, batch_id) not in (' ~ whole ~ ') and (batch_id not in (' ~ short ~ ' union distinct select batch_id from ' ~ source('raw', 'raw_lost_batches')
+            ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ')) or id in (select id from (' ~ whole ~ '))))' -%}
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] | int -%}
         {%- if count > 0 -%}
             {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' rows of traces that are lost') -%}
@@ -108,7 +118,6 @@ parts set aside are dropped last.
     {%- endfor -%}
 
     {#- Batches that were built, and are not whole any more in what was built of them. -#}
-    {%- set llm_traces = ref('llm_traces') -%}
     {%- set built = {
         'transformed_batches': 'select batch_id from ' ~ ref('int_traces__unioned') ~ ' where id not in (select id from ' ~ llm_traces ~ ')',
     } -%}

@@ -24,6 +24,7 @@ true. A partition of which all is old is dropped; of others the old rows are del
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
+    {%- if not dry_run -%}{%- do reopen_what_came_again() -%}{%- endif -%}
     {%- if raw_days is not none -%}
         {%- do _retire_raw('raw_traces', raw_days, dry_run) -%}
     {%- endif -%}

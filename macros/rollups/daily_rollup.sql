@@ -118,13 +118,18 @@ select * from final
 {%- endmacro -%}
 
 {#- Months of the model in which no trace is left: another time zone, or traces that were erased. There
-    is nothing to replace them with. -#}
-{%- macro drop_empty_months(time_zone) -%}
+    is nothing to replace them with. A model that leaves traces out says what it is made of, with a
+    condition: of its changed months, those are empty that have none of these. -#}
+{%- macro drop_empty_months(time_zone, made_of=none) -%}
     {%- if execute and is_incremental() -%}
+        {%- set current = 'select usage_date, fingerprint from ' ~ ref('int_days__fingerprinted') ~ " where time_zone = '" ~ time_zone ~ "'" -%}
+        {%- set changed = 'select toYYYYMM(usage_date) from ' ~ this ~ ' where (usage_date, day_fingerprint) not in (' ~ current ~ ')' -%}
         {%- set months = run_query(
             "select distinct toYYYYMM(usage_date) as usage_month from " ~ this
             ~ " where toYYYYMM(usage_date) not in (select toYYYYMM(usage_date) from "
             ~ ref('int_days__fingerprinted') ~ " where time_zone = '" ~ time_zone ~ "')"
+            ~ (' or (usage_month in (' ~ changed ~ ') and usage_month not in (select toYYYYMM(created_at) from ' ~ made_of
+                ~ ' and toYYYYMM(created_at) in (' ~ changed ~ ')))' if made_of else '')
         ) -%}
         {%- if months.rows | length -%}
             alter table {{ this }} {{ on_cluster_clause(this) }}

@@ -99,6 +99,34 @@ def test_what_is_lost_of_raw_rows_and_of_what_was_built_comes_back(
     assert embedded.query(money) == priced, "what it cost is not reckoned anew"
 
 
+def test_what_names_no_time_is_charged_once_when_it_comes_back(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """A trace without a time is of the time it landed at, which is another one then."""
+    embedded.loader("prices")
+    undated = [
+        {name: value for name, value in record(number).items() if name != "created_at"}
+        for number in range(1, 6)
+    ]
+    source = write(tmp_path / "a.ndjson", undated[1:])
+    for path in (write(tmp_path / "first.ndjson", undated[:1]), source):
+        embedded.loader(str(path))
+    embedded.dbt("run", *PLAIN)
+    for table in ("raw_traces", "llm_traces"):
+        embedded.query(
+            f"alter table {table} delete where batch_id in (select batch_id from raw_batches"
+            " where endsWith(source, 'a.ndjson')) settings mutations_sync = 2,"
+            " allow_nondeterministic_mutations = 1"
+        )
+    assert str(source) in operation(embedded, "mend")
+    embedded.loader(str(source))
+    embedded.dbt("run", *PLAIN)
+    of = "select id, created_at from {} order by id"
+    costs = embedded.query(of.format("llm_trace_costs"))
+    assert costs == embedded.query(of.format("llm_traces"))
+    assert len(costs) == 5
+
+
 def test_the_cost_of_a_trace_that_is_lost_for_good_goes(embedded: Project, tmp_path: Path) -> None:
     embedded.loader("prices")
     early, late = "2026-10-05T12:00:00Z", "2026-10-07T12:00:00Z"

@@ -119,6 +119,41 @@ def test_what_is_opened_again_is_not_retired(embedded: Project, tmp_path: Path) 
     assert embedded.query("select id, organization_id from llm_traces") == stays
 
 
+def test_what_was_landed_again_is_not_retired_before_a_run(
+    embedded: Project, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    land(embedded, path, traces(1, 7), broken=1)
+    embedded.dbt("run", *PLAIN)
+    embedded.query(AGE)
+    operation(embedded, "retire", retain_raw_days=30)
+    for table in ("raw_rejects", "llm_traces"):
+        embedded.query(f"alter table {table} delete where 1 settings mutations_sync = 2")
+    assert str(path) in operation(embedded, "mend")
+    embedded.loader(str(path), expect=1)
+    operation(embedded, "retire", retain_raw_days=30)
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value("select count() from llm_traces") == 6
+
+
+def test_what_is_erased_leaves_no_money_where_others_bring_their_own_key(
+    embedded: Project, tmp_path: Path
+) -> None:
+    embedded.loader("prices")
+    byok = {"model": "gpt-4o", "model_endpoint_type": "openai", "provider_category": "byok"}
+    own = {"model": "ft:gpt-4o:gone", "model_endpoint_type": "openai"}
+    both = [
+        record(3, org_id="gone", llm_config=own),
+        record(4, org_id="stays", llm_config=byok),
+    ]
+    land(embedded, tmp_path / "a.ndjson", both)
+    embedded.dbt("run")
+    assert embedded.value("select sum(calls) from int_costs__by_utc_day") == 1
+    operation(embedded, "erase", "{organization: gone}")
+    embedded.dbt("run")
+    assert embedded.query("select * from int_costs__by_utc_day") == []
+
+
 def test_a_rebuild_is_refused_where_raw_rows_are_retired(project: Project, tmp_path: Path) -> None:
     land(project, tmp_path / "a.ndjson", traces(1, 31))
     project.dbt("run")
