@@ -204,9 +204,10 @@ def land_subscriptions(
         known_at = statements.admit(one.content_hash, place, one.terms, restate=is_to_hold)
         if known_at is None:
             continue
-        changed.add(place)
         if one.known_at is not None and not is_restated:
             known_at = one.known_at
+        else:
+            changed.add(place)
         rows.append(
             [
                 *(one.organization_id, *one.terms, one.valid_from, known_at),

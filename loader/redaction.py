@@ -61,7 +61,7 @@ _PIECE_QUOTE = r'(?:\\*+"|\\++u0022)'
 _LINE_STRING = r'"[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+"'
 _LINE_BLANK = r"(?:[^\S\n\r]|\ufeff)*+"
 _OPENER = re.compile(
-    rf"(?=\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\[{_LINE_SPACE}(?:[\[{{\-.\w]|{_PIECE_QUOTE})"
+    rf"(?=\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\["
     rf'|(?<!\\)"[ \t\[{{]*+\\)'
     rf"|(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
     rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r]))"
@@ -215,7 +215,11 @@ class Redactor:
         """Find the last key of a rule, in quotes of any kind and before a colon."""
         if states not in self._named:
             names = {self._rules[rule][-1] for rule, _ in states}
-            plain = [re.escape(name) for name in names if not _ESCAPABLE.search(name)]
+            plain = [
+                re.escape(name).replace("/", r"\\*+/")
+                for name in names
+                if not _ESCAPABLE.search(name.replace("/", ""))
+            ]
             if len(self._named) < 100_000:
                 self._named[states] = re.compile(_NAMED % "|".join(plain)) if plain else None
         pattern = self._named.get(states)

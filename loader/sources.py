@@ -418,6 +418,6 @@ def _file_source(path: str) -> Source:
     try:
         return Source(name.decode(), path, True)
     except UnicodeDecodeError:
-        # Doubled, so that no file of another name is called the same.
+        # Doubled, and ended as no file's path ends: none of another name is called the same.
         name = name.replace(b"\\", b"\\\\")
-        return Source(name.decode("utf-8", "backslashreplace"), path, True)
+        return Source(name.decode("utf-8", "backslashreplace") + "/", path, True)

@@ -68,6 +68,9 @@ def test_two_changes_at_one_instant_keep_their_order(project: Project, tmp_path:
     for _ in range(2):
         project.loader("billing", again)
     assert plans(project) == ["first", "second", "third", "first"], "the lower line holds"
+    earlier = subscription("trial") | {"known_at": "2026-01-01T00:00:00Z"}
+    project.loader("billing", write(tmp_path / "a.ndjson", earlier, subscription("second")))
+    assert plans(project) == ["trial", "first", "second", "third", "first"], "nothing is undone"
 
 
 def test_what_is_known_is_said_by_the_record_where_it_says_so(

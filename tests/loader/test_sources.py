@@ -129,7 +129,7 @@ def test_a_name_that_is_not_utf8_still_has_a_name(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"\\xff\xff.ndjson")
     path.write_bytes(b"{}\n")
     ((source,), _) = find_sources([str(path)])
-    assert source.name.endswith("\\\\xff\\xff.ndjson"), "no other path is called so"
+    assert source.name.endswith("\\\\xff\\xff.ndjson/"), "no other path is called so"
     source.name.encode()
 
 

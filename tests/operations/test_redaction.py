@@ -219,8 +219,17 @@ def test_values_go_by_their_path_in_text(text: str, want: str) -> None:
     assert redact(embed(text), "b.k", "k") == embed(text)
 
 
+def test_a_name_with_a_slash_is_found_in_quotes() -> None:
+    for name in ("x/y", r"x\/y"):
+        assert redact(embed(f"bad '{name}': 1"), "**.x/y") == embed(f"bad '{name}':\"[redacted]\"")
+
+
 @pytest.mark.parametrize(
-    "begun", ["[None, ", "[True, ", "[1 2, ", "[nan, ", "[[None], ", "[{} ", '[u"z", ', "[..., "]
+    "begun",
+    [
+        *("[None, ", "[True, ", "[1 2, ", "[nan, ", "[[None], ", "[{} ", '[u"z", ', "[..., "),
+        *("['z', ", "['", "[<z 1>, ", "[(1, 2), ", "[\xa0", "[# z\n"),
+    ],
 )
 def test_what_follows_in_a_list_that_breaks_off_may_be_its_elements(begun: str) -> None:
     text = f'{begun}{{"k": 1}}]'
