@@ -31,8 +31,7 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
     )) }}
 {%- endmacro -%}
 
-{#- on-run-start: a batch that was lost is landed again, and what was built of it may be lost as well. The
-    cost of a trace that is made again stays, but where the time of landing is the trace's own. -#}
+{#- on-run-start: a batch that was lost is landed again, and what was built of it may be lost as well. -#}
 {%- macro reopen_what_came_again() -%}
     {%- if execute and flags.WHICH != 'test' -%}
         {%- set done = target.schema ~ '.transformed_batches' -%}
@@ -42,17 +41,32 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
             ~ ' where batch_id in (select batch_id from (' ~ landed_again ~ '))) as done inner join (' ~ landed_again
             ~ ') as lost on done.batch_id = lost.batch_id where done.transformed_at <= lost.lost_at)' -%}
         {%- if run_query('select count() from ' ~ done ~ ' where ' ~ again).rows[0][0] | int > 0 -%}
-            {%- set arrivals = 'select id, batch_id, created_at from ' ~ target.schema ~ '.int_traces__unioned where ' ~ again -%}
-            {%- set costs = api.Relation.create(database='', schema=target.schema, identifier='llm_trace_costs', type='table') -%}
-            {%- if load_relation(costs) is not none -%}
-                {%- do run_and_wait('alter table ' ~ storage_of(costs) ~ on_cluster() ~ ' delete where ' ~ again
-                    ~ ' and id not in (select id from ' ~ target.schema ~ '.llm_traces where ' ~ again ~ ')'
-                    ~ ' and (id, batch_id, created_at) not in (' ~ arrivals ~ ')') -%}
-            {%- endif -%}
             {%- for name in ['costed_batches', 'transformed_batches'] -%}
                 {%- set ledger = api.Relation.create(database='', schema=target.schema, identifier=name, type='table') -%}
                 {%- do run_and_wait('alter table ' ~ storage_of(ledger) ~ on_cluster() ~ ' delete where ' ~ again) -%}
             {%- endfor -%}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- pre_hook of llm_trace_costs: what came again after a loss may be another arrival than the one that is
+    costed, or of another time, where that is the time of landing. Asked for while a lost batch has not
+    come back and been costed. -#}
+{%- macro drop_costs_of_other_arrivals() -%}
+    {%- if execute and is_incremental() -%}
+        {%- set lost_batches = source('raw', 'raw_lost_batches') -%}
+        {%- set waiting = run_query(
+            'select count() from ' ~ lost_batches ~ ' as lost left join (select batch_id, max(costed_at) as last_costed_at from '
+            ~ this.incorporate(path={'identifier': 'costed_batches'}) ~ ' where batch_id in (select batch_id from ' ~ lost_batches
+            ~ ') group by batch_id) as costed on lost.batch_id = costed.batch_id where costed.last_costed_at <= lost.lost_at'
+        ).rows[0][0] | int -%}
+        {%- if waiting > 0 -%}
+            {%- set place = 'id, batch_id, created_at' -%}
+            {%- set condition = 'id in (select id from ' ~ ref('int_costs__pending') ~ ') and (' ~ place ~ ') not in (select '
+                ~ place ~ ' from ' ~ ref('int_costs__pending') ~ ')' -%}
+            {%- if run_query('select count() from ' ~ this ~ ' where ' ~ condition).rows[0][0] | int > 0 -%}
+                {%- do run_and_wait('alter table ' ~ storage_of(this) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
+            {%- endif -%}
         {%- endif -%}
     {%- endif -%}
 {%- endmacro -%}
@@ -103,10 +117,10 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
     {%- set llm_traces = ref('llm_traces') -%}
 
     {#- What was built of a trace that is lost for good, or gives its place to another arrival of its id. -#}
-    {%- set whole = 'select id, batch_id from ' ~ ref('int_traces__unioned') ~ ' where batch_id not in (' ~ short ~ ')' -%}
+    {%- set whole = 'select id, batch_id, created_at from ' ~ ref('int_traces__unioned') ~ ' where batch_id not in (' ~ short ~ ')' -%}
     {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
         {%- set condition = '(id, batch_id) not in (select id, batch_id from ' ~ llm_traces ~ ') and (id in (select id from ' ~ llm_traces
-            ~ ') or (id, batch_id) not in (' ~ whole ~ ') and (batch_id not in (' ~ short ~ ' union distinct select batch_id from ' ~ source('raw', 'raw_lost_batches')
+            ~ ') or (id, batch_id, created_at) not in (' ~ whole ~ ') and (batch_id not in (' ~ short ~ ' union distinct select batch_id from ' ~ source('raw', 'raw_lost_batches')
             ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ')) or id in (select id from (' ~ whole ~ '))))' -%}
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] | int -%}
         {%- if count > 0 -%}

@@ -9,7 +9,11 @@
             'max_block_size': 8192,
             'short_circuit_function_evaluation': 'disable',
         },
-        pre_hook=["{{ refuse_unmatched_book() }}", "{{ reopen_costed_batches() }}"],
+        pre_hook=[
+            "{{ refuse_unmatched_book() }}",
+            "{{ reopen_costed_batches() }}",
+            "{{ drop_costs_of_other_arrivals() }}",
+        ],
     )
 }}
 {# one row per trace id of llm_traces #}

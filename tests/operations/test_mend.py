@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.operations.test_reparse import FRESH, operation
 from tests.operations.test_retire_and_erase import AGE, PLAIN, land
 from tests.support.project import Project
@@ -99,8 +101,26 @@ def test_what_is_lost_of_raw_rows_and_of_what_was_built_comes_back(
     assert embedded.query(money) == priced, "what it cost is not reckoned anew"
 
 
+def lose(project: Project, path: Path) -> None:
+    """Let the raw rows of a file and its traces be lost, and mend that."""
+    for table in ("raw_traces", "llm_traces"):
+        project.query(
+            f"alter table {table} delete where batch_id in (select batch_id from raw_batches"
+            " where source = {source:String}) settings mutations_sync = 2,"
+            " allow_nondeterministic_mutations = 1",
+            source=str(path),
+        )
+    assert str(path) in operation(project, "mend")
+
+
+def costs_and_traces(project: Project) -> list[list[dict[str, object]]]:
+    of = "select id, created_at, batch_id, organization_id from {} order by id, created_at"
+    return [project.query(of.format(table)) for table in ("llm_trace_costs", "llm_traces")]
+
+
+@pytest.mark.parametrize("is_mended_twice", [False, True])
 def test_what_names_no_time_is_charged_once_when_it_comes_back(
-    embedded: Project, tmp_path: Path
+    embedded: Project, tmp_path: Path, is_mended_twice: bool
 ) -> None:
     """A trace without a time is of the time it landed at, which is another one then."""
     embedded.loader("prices")
@@ -112,19 +132,39 @@ def test_what_names_no_time_is_charged_once_when_it_comes_back(
     for path in (write(tmp_path / "first.ndjson", undated[:1]), source):
         embedded.loader(str(path))
     embedded.dbt("run", *PLAIN)
-    for table in ("raw_traces", "llm_traces"):
-        embedded.query(
-            f"alter table {table} delete where batch_id in (select batch_id from raw_batches"
-            " where endsWith(source, 'a.ndjson')) settings mutations_sync = 2,"
-            " allow_nondeterministic_mutations = 1"
-        )
-    assert str(source) in operation(embedded, "mend")
+    lose(embedded, source)
     embedded.loader(str(source))
+    if is_mended_twice:
+        operation(embedded, "mend")
     embedded.dbt("run", *PLAIN)
-    of = "select id, created_at from {} order by id"
-    costs = embedded.query(of.format("llm_trace_costs"))
-    assert costs == embedded.query(of.format("llm_traces"))
+    costs, stored = costs_and_traces(embedded)
+    assert costs == stored
     assert len(costs) == 5
+
+
+def test_another_arrival_that_becomes_the_trace_is_charged_instead(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Lost files come back in another order, and an id is sent again before its file is."""
+    embedded.loader("prices")
+    early, late = "2026-10-05T12:00:00Z", "2026-10-07T12:00:00Z"
+    first, second, third = (tmp_path / f"{name}.ndjson" for name in ("first", "second", "third"))
+    land(embedded, first, [record(1, created_at=early), record(2, created_at=late, org_id="one")])
+    land(embedded, second, [record(1, created_at=late), record(2, created_at=late, org_id="two")])
+    land(embedded, third, [record(3, created_at=early)])
+    embedded.dbt("run", *PLAIN)
+    for path in (first, second, third):
+        lose(embedded, path)
+    land(embedded, tmp_path / "again.ndjson", [record(3, created_at=late)])
+    embedded.loader(str(second))
+    embedded.dbt("run", *PLAIN)
+    for path in (first, third):
+        embedded.loader(str(path))
+    embedded.dbt("run", *PLAIN)
+    costs, stored = costs_and_traces(embedded)
+    assert costs == stored
+    assert [str(row["created_at"])[:10] for row in costs] == [late[:10]] * 3
+    assert costs[1]["organization_id"] == "two"
 
 
 def test_the_cost_of_a_trace_that_is_lost_for_good_goes(embedded: Project, tmp_path: Path) -> None:
