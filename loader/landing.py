@@ -392,32 +392,29 @@ def _read(
         for entry in chain.entries:
             if entry.is_lost:
                 for cut in cut_again(source, entry, settings):
-                    yield _encode_again(cut, entry, framer, settings)
+                    yield _encode(cut, entry, framer, settings)
             else:
                 yield entry
     else:
         stream, line = source.open(settings), 1
     try:
         for cut in cut_stream(stream, source.name, settings, line):
-            if cut.batch_id in lost:
-                yield _encode_again(cut, lost[cut.batch_id], framer, settings)
-            else:
-                yield encode_batch(cut, framer, settings)
+            yield _encode(cut, lost.get(cut.batch_id), framer, settings)
     finally:
         stream.close()
 
 
-def _encode_again(cut: Cut, entry: LedgerEntry, framer: Framer, settings: Settings) -> Batch:
-    """Encode a lost batch; what a replay holds of it stays a reject, or it would be there twice."""
-    if entry.rejected is None:
+def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settings) -> Batch:
+    """Encode a batch. What a replay holds of a lost one stays a reject: else it is there twice."""
+    if lost is None or lost.rejected is None:
         return encode_batch(cut, framer, settings)
-    for rejected in (entry.rejected, ()):
+    for rejected in (lost.rejected, ()):
         batch = encode_batch(cut, framer, settings, rejected)
-        if (batch.rows, batch.rejects) == (entry.rows, entry.rejects):
+        if (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
             return batch
     raise SourceError(
         f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
-        f"{entry.rows} rows and {entry.rejects} rejects, of which some were replayed since, and "
+        f"{lost.rows} rows and {lost.rejects} rejects, of which some were replayed since, and "
         f"would be {batch.rows} rows now, some of them there twice. Land it by the formats and "
         "limits of then. What comes before is landed."
     )

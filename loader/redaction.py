@@ -74,6 +74,8 @@ _HAS_JSON = re.compile(r'[",\\]')
 
 # Of each rule, how far a path has come along it.
 _States = frozenset[tuple[int, int]]
+# What a text has if rules may name a value in it, and how it has their last key in quotes.
+_Names = tuple[tuple[str, ...], re.Pattern[str] | None]
 # Begin, end, and the states of a string; None where only patterns look, _GOES of a value that goes.
 _Place = tuple[int, int, _States | None]
 _GOES: _States = frozenset({(-1, -1)})
@@ -136,8 +138,7 @@ class Redactor:
         self._patterns = [_Pattern(regex, f"[redacted:{name}]") for name, regex in patterns]
         self._protected = protected
         self._steps: dict[tuple[_States, str | None], tuple[_States, bool]] = {}
-        self._names: dict[_States, tuple[str, ...]] = {}
-        self._named: dict[_States, re.Pattern[str] | None] = {}
+        self._names: dict[_States, _Names] = {}
         self._start = self._closure((index, 0) for index in range(len(self._rules)))
 
     def redact(self, line: bytes) -> tuple[bytes, bool]:
@@ -198,31 +199,33 @@ class Redactor:
                 self._steps[states, key] = known
         return known
 
-    def _may_name(self, text: str, states: _States) -> bool:
-        """Say whether rules may name a value in a text: their last key is in it, or is escaped."""
-        names = self._names.get(states)
-        if names is None:
-            names = tuple({self._rules[rule][-1] for rule, _ in states})
-            if any(name == "*" or _ESCAPABLE.search(name) for name in names):
-                names = ("",)
-            elif names:
-                names += ("\\u",)
-            if len(self._names) < 100_000:
-                self._names[states] = names
-        return any(name in text for name in names)
-
-    def _find_named(self, text: str, states: _States, begin: int = 0) -> re.Match[str] | None:
-        """Find the last key of a rule, in quotes of any kind and before a colon."""
-        if states not in self._named:
+    def _names_of(self, states: _States) -> _Names:
+        """Give how the last keys of rules may stand in a text."""
+        known = self._names.get(states)
+        if known is None:
             names = {self._rules[rule][-1] for rule, _ in states}
+            if any(name == "*" or _ESCAPABLE.search(name) for name in names):
+                hints: tuple[str, ...] = ("",)
+            else:
+                hints = (*names, "\\u") if names else ()
             plain = [
                 re.escape(name).replace("/", r"\\*+/")
                 for name in names
                 if not _ESCAPABLE.search(name.replace("/", ""))
             ]
-            if len(self._named) < 100_000:
-                self._named[states] = re.compile(_NAMED % "|".join(plain)) if plain else None
-        pattern = self._named.get(states)
+            known = hints, re.compile(_NAMED % "|".join(plain)) if plain else None
+            if len(self._names) < 100_000:
+                self._names[states] = known
+        return known
+
+    def _may_name(self, text: str, states: _States) -> bool:
+        """Say whether rules may name a value in a text: their last key is in it, or is escaped."""
+        hints, _ = self._names_of(states)
+        return any(hint in text for hint in hints)
+
+    def _find_named(self, text: str, states: _States, begin: int = 0) -> re.Match[str] | None:
+        """Find the last key of a rule, in quotes of any kind and before a colon."""
+        _, pattern = self._names_of(states)
         return pattern.search(text, begin) if pattern else None
 
     def _hides(self, text: str, states: _States) -> bool:

@@ -14,6 +14,7 @@ Where records are redacted, what is landed again is redacted first.
 from __future__ import annotations
 
 import base64
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -125,10 +126,20 @@ def replay_rejects(
         " group by batch_id order by min(landed_at), batch_id",
         {"reasons": list(_REPLAYABLE)},
     )
+    lost: dict[str, list[str]] = defaultdict(list)
+    for source, batch_id in store.query(
+        f"select distinct source, batch_id from {store.table('raw_lost_batches')}"
+        f" where startsWith(source, '{REPLAY_PREFIX}')"
+    ):
+        lost[source].append(batch_id)
     broken: SourceError | None = None
     for (batch_id,) in batches:
+        source = REPLAY_PREFIX + batch_id
         try:
-            batch = _replayed(store, batch_id, framer, settings)
+            rejects = _rejects_of(store, batch_id, framer, settings)
+            if source in lost:
+                rejects = _as_it_was(store, source, rejects, lost[source])
+            batch = _replayed(source, rejects, framer, settings)
         except SourceError as error:
             broken = error
             continue
@@ -141,10 +152,10 @@ def replay_rejects(
     return summary
 
 
-def _replayed(store: Store, batch_id: str, framer: Framer, settings: Settings) -> Batch | None:
+def _replayed(
+    source: str, rejects: list[_Reject], framer: Framer, settings: Settings
+) -> Batch | None:
     """Make the batch that takes the place of another's rejects; None if all stay what they are."""
-    source = REPLAY_PREFIX + batch_id
-    rejects = _as_it_was(store, source, _rejects_of(store, batch_id, framer, settings))
     records = [reject for reject in rejects if reject.is_record]
     others = [reject for reject in rejects if not reject.is_record]
     if not records:
@@ -181,16 +192,11 @@ def _id_of(source: str, rejects: Sequence[_Reject]) -> str:
     return batch_id_of(hash_)
 
 
-def _as_it_was(store: Store, source: str, rejects: list[_Reject]) -> list[_Reject]:
-    """Take for records what a replay that was lost took for them; without one, what is one now."""
-    lost = store.query(
-        f"select distinct batch_id from {store.table('raw_lost_batches')}"
-        " where source = {source:String}",
-        {"source": source},
-    )
-    if not lost or any(_id_of(source, rejects) == lost_id for (lost_id,) in lost):
+def _as_it_was(store: Store, source: str, rejects: list[_Reject], lost: list[str]) -> list[_Reject]:
+    """Take for records what a replay that was lost took for them."""
+    if _id_of(source, rejects) in lost:
         return rejects
-    for (lost_id,) in lost:
+    for lost_id in lost:
         rows = store.query(
             f"select source, line, byte_offset from {store.table('raw_rejects')}"
             " where batch_id = {batch_id:String}",

@@ -10,7 +10,7 @@ mend takes the batches out of the ledgers of what was built. What is lost from t
 back by landing the same source again: mend takes such batches out of raw_batches, notes where they
 were cut, and names their sources; the run after that looks again at what was built of them. Where
 neither helps, restore a backup first (docs/operate.md). The parts set aside are dropped last.
-#}
+-#}
 {%- macro refuse_broken_parts() -%}
     {%- if execute and flags.WHICH != 'test' and not var('accept_broken_parts', false) -%}
         {%- set broken = _broken_parts() -%}

@@ -30,15 +30,18 @@ from tests.support.project import Project
 
 OLD = Framer.from_file()
 NEW = Framer([*OLD.formats, Format("parrot", {}, ("squawk",), "id", "squawk", "answer")])
-LINES = [
-    '{"request_json":1,"id":"a"}',
-    '{"squawk":1.0,"id":"b"}',
-    "no json",
-    "",
-    '{"squawk":2,"answer":{"x": 1}}',
-    "[]",
-    '{"request_json":3}',
-]
+TEXT = "\n".join(
+    [
+        '{"request_json":1,"id":"a"}',
+        '{"squawk":1.0,"id":"b"}',
+        "no json",
+        "",
+        '{"squawk":2,"answer":{"x": 1}}',
+        "[]",
+        '{"request_json":3}',
+        "",
+    ]
+)
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def rows(store: Store) -> list[tuple[Any, ...]]:
 
 
 def test_a_format_that_was_added_reads_what_was_rejected(store: Store, tmp_path: Path) -> None:
-    land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
+    land(store, tmp_path / "a.ndjson", TEXT)
     before = list_rejects(store, 100)
     assert len(before) == 4
     assert replay(store) == (2, 2)
@@ -119,7 +122,7 @@ def test_a_format_that_was_added_reads_what_was_rejected(store: Store, tmp_path:
 
 
 def test_again_lands_nothing(store: Store, tmp_path: Path) -> None:
-    land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
+    land(store, tmp_path / "a.ndjson", TEXT)
     assert replay(store, OLD) == (0, 4)
     replay(store)
     held = rows(store), listed(store)
@@ -138,7 +141,7 @@ def test_a_second_format_reads_what_the_first_left(store: Store, tmp_path: Path)
 
 
 def test_the_ledger_and_the_status_count_each_line_once(store: Store, tmp_path: Path) -> None:
-    land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
+    land(store, tmp_path / "a.ndjson", TEXT)
     replay(store)
     status = collect_status(store)
     assert (status["landed"]["rows"], status["landed"]["rejects"]) == (4, 2)
@@ -159,7 +162,7 @@ def test_the_ledger_and_the_status_count_each_line_once(store: Store, tmp_path: 
 def test_a_killed_replay_is_finished_by_the_next(
     store: Store, tmp_path: Path, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    land(store, tmp_path / "a.ndjson", "\n".join(LINES) + "\n")
+    land(store, tmp_path / "a.ndjson", TEXT)
     before = listed(store)
 
     def leave(store: Store, batch: Batch) -> None:
@@ -229,26 +232,26 @@ def lose(store: Store, source: str, *tables: str) -> None:
 def test_a_batch_that_was_replayed_lands_again_without_what_was_replayed(
     store: Store, tmp_path: Path
 ) -> None:
-    path, text = tmp_path / "a.ndjson", "\n".join(LINES) + "\n"
-    land(store, path, text)
+    path = tmp_path / "a.ndjson"
+    land(store, path, TEXT)
     assert replay(store) == (2, 2)
     before = rows(store), listed(store)
     lose(store, "/", "raw_traces")
-    land(store, path, text, NEW)
+    land(store, path, TEXT, NEW)
     assert (rows(store), listed(store)) == before
 
     lose(store, "/", "raw_traces", "raw_rejects")
     with pytest.raises(SourceError, match=r"They were 2 rows and 4 rejects.* would be 4 rows now"):
-        land(store, path, text, NEW)
-    land(store, path, text, OLD)
+        land(store, path, TEXT, NEW)
+    land(store, path, TEXT, OLD)
     assert (rows(store), listed(store)) == before
 
 
 def test_a_batch_and_its_replay_that_are_lost_together_come_back(
     store: Store, tmp_path: Path
 ) -> None:
-    path, text = tmp_path / "a.ndjson", "\n".join(LINES) + "\n"
-    land(store, path, text)
+    path = tmp_path / "a.ndjson"
+    land(store, path, TEXT)
     assert replay(store) == (2, 2)
     places = (
         f"select batch_id, position, request_json from {store.table('raw_traces')} order by all"
@@ -256,7 +259,7 @@ def test_a_batch_and_its_replay_that_are_lost_together_come_back(
     before = store.query(places), listed(store)
     for source in ("/", "replay/"):
         lose(store, source, "raw_traces")
-    land(store, path, text, NEW)
+    land(store, path, TEXT, NEW)
     replay(store)
     assert (store.query(places), listed(store)) == before
 
@@ -265,7 +268,7 @@ def test_lost_standard_input_lands_again_without_what_was_replayed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def land_stdin(framer: Framer) -> None:
-        data = io.BytesIO(("\n".join(LINES) + "\n").encode())
+        data = io.BytesIO(TEXT.encode())
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=data))
         land_source(store, Source("stdin", None, False), framer, Settings(), Summary())
 
@@ -300,29 +303,24 @@ def test_a_replay_that_was_lost_is_made_again_as_it_was(store: Store, tmp_path: 
     assert [row[0] for row in rows(store)] == ["parrot", "parrot", "snake"]
 
 
-@pytest.mark.parametrize("reason", ["torn", "corrupt", "half_record", "broken_connection"])
-def test_damaged_bytes_are_never_made_a_trace(store: Store, tmp_path: Path, reason: str) -> None:
-    land(store, tmp_path / "a.ndjson", '{"squawk":1}\n')
-    store.command(
-        f"alter table {store.table('raw_rejects')} update reason = {{reason:String}} where true"
-        " settings mutations_sync = 2",
-        {"reason": reason},
-    )
-    assert replay(store) == (0, 1)
-    assert rows(store) == []
-
-
-@pytest.mark.parametrize("detail", ["the first 9 are kept", "the first 9 are kept; sha256 of all"])
-def test_the_head_of_a_line_is_never_made_a_trace(
-    store: Store, tmp_path: Path, detail: str
+@pytest.mark.parametrize(
+    ("reason", "detail"),
+    [
+        *((damage, "") for damage in ("torn", "corrupt", "half_record", "broken_connection")),
+        *(("too_large", f"the first 9 are kept{rest}") for rest in ("", "; sha256 of all")),
+    ],
+)
+def test_damaged_bytes_and_heads_are_never_made_a_trace(
+    store: Store, tmp_path: Path, reason: str, detail: str
 ) -> None:
     land(store, tmp_path / "a.ndjson", '{"squawk":1}\n')
     store.command(
-        f"alter table {store.table('raw_rejects')} update reason = 'too_large',"
+        f"alter table {store.table('raw_rejects')} update reason = {{reason:String}},"
         " detail = {detail:String} where true settings mutations_sync = 2",
-        {"detail": detail},
+        {"reason": reason, "detail": detail},
     )
     assert replay(store) == (0, 1)
+    assert rows(store) == []
 
 
 def test_bytes_that_are_no_text_are_kept(store: Store, tmp_path: Path) -> None:
