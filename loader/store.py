@@ -63,6 +63,9 @@ _CLUSTER_SETTINGS: dict[str, Any] = {
     "insert_quorum": "auto",
     "insert_quorum_parallel": 0,
     "select_sequential_consistency": 1,
+    # Where llm_traces is sharded: what it is compared with is on one shard.
+    "distributed_product_mode": "global",
+    "prefer_global_in_and_join": 1,
 }
 
 

@@ -97,7 +97,7 @@ LONG_ON_A_SERVER = (
 LONG_TESTS = (
     *("test_history_is_priced_again", "test_money_follows_late_traces"),
     *("test_a_day_that_was_cut_short", "test_neither_payload_nor_password_is_said[embedded"),
-    "test_a_book_that_lands_within_a_run",
+    *("test_a_book_that_lands_within_a_run", "test_the_whole_path_on_a_cluster_of_one[whole"),
 )
 # Each read of an embedded store opens it.
 SLOW_EMBEDDED = ("test_organizations.py", "test_reader.py")

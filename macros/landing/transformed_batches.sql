@@ -15,7 +15,7 @@
     two leaves a table without. Adding them again where they are missing costs nothing. -#}
 {%- macro mend_indexes() -%}
     {%- if execute and is_incremental() -%}
-        alter table {{ this }}{{ on_cluster() }}
+        alter table {{ storage_of(this) }}{{ on_cluster() }}
         {%- for projection in config.get('projections', []) %}
         add {{ clickhouse_projection_ddl(projection) | replace('PROJECTION ', 'projection if not exists ') }},
         {%- endfor %}

@@ -170,7 +170,7 @@ transformed_at.
     {%- set llm_traces = ref('llm_traces') -%}
     {%- if storage_of(llm_traces) != llm_traces -%}
         {%- do free_run_lock() -%}
-        {{ exceptions.raise_compiler_error('reparse: a sharded llm_traces is reparsed on each shard by itself, see docs/reparse.md.') }}
+        {{ exceptions.raise_compiler_error('reparse: a sharded llm_traces cannot be reparsed, as months are swapped in one by one. Build it anew on purpose (docs/retention.md, Rebuilding llm_traces).') }}
     {%- endif -%}
     {%- set side = llm_traces.incorporate(path={'identifier': 'llm_traces__reparse'}) -%}
     {%- set names = parsed_columns().keys() | list -%}

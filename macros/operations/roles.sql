@@ -83,6 +83,7 @@ grant{{ on_cluster }} select on system.{{ table }} to {{ transformer }};;
 {%- endfor %}
 {%- if cluster %}
 grant{{ on_cluster }} cluster on *.* to {{ transformer }};;
+grant{{ on_cluster }} system sync replica on `{{ database }}`.* to {{ transformer }};;
 {%- endif %}
 grant{{ on_cluster }} select on `{{ database }}`.* to {{ reader }};;
 {%- for organization in organizations %}

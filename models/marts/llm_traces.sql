@@ -1,6 +1,7 @@
 {{
     config(
-        materialized='incremental',
+        materialized='distributed_incremental' if var('sharded', false) else 'incremental',
+        sharding_key='cityHash64(id)',
         incremental_strategy='append',
         order_by=['organization_id', 'created_at', 'id'],
         partition_by='toYYYYMM(created_at)',

@@ -1,11 +1,13 @@
 """Cluster: with one in the profile, all that we create is replicated and created on it.
 
-What needs servers is not tested: nothing here speaks to any.
+The statements are looked at, and run on a cluster of one, whose server has no Keeper: what several
+servers do with them is not tested.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jinja2
@@ -13,7 +15,10 @@ import pytest
 
 from loader.settings import Settings
 from loader.store import _CLUSTER_SETTINGS, render_statements
+from tests.operations.test_reparse import operation
+from tests.support.http_front import Front
 from tests.support.project import ROOT, Project
+from tests.test_pipeline import record, write
 
 
 def ddl(file: str, macro: str, *arguments: object) -> list[str]:
@@ -47,6 +52,8 @@ def test_roles_are_made_on_the_cluster_and_dbts_may_say_so_too() -> None:
     assert all(" on cluster `main`" in text for text in statements)
     may_say_so = [text for text in statements if " cluster on *.*" in text]
     assert may_say_so == ["grant on cluster `main` cluster on *.* to ledger_transformer"]
+    # As dbt does after each exchange of tables.
+    assert any(" system sync replica on `llm`.* to ledger_transformer" in one for one in statements)
 
 
 def configs(project: Project) -> dict[str, dict[str, object]]:
@@ -74,10 +81,54 @@ def test_every_model_is_replicated_with_a_cluster(tmp_path: Path) -> None:
         assert stored == dict.fromkeys(stored, engine)
 
 
+@pytest.mark.parametrize("is_sharded", [True, False], ids=["sharded", "whole"])
+def test_the_whole_path_on_a_cluster_of_one(tmp_path: Path, is_sharded: bool) -> None:
+    variables = {"sharded": is_sharded, "retain_payload_days": 1}
+    given = ("--vars", json.dumps(variables))
+    with Front(tmp_path / "server", user="ledger", password="secret", cluster="main") as front:
+        project = Project(tmp_path / "project", front.env())
+        project.loader("prices")
+        project.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(20)])))
+        project.dbt("run", *given)
+        project.loader(str(write(tmp_path / "b.ndjson", [record(n) for n in range(10, 30)])))
+        project.dbt("run", *given)
+        traces = "select count() as traces, uniqExact(id) as ids, sum(prompt_tokens) as tokens"
+        stored = project.query(f"{traces} from llm_traces")
+        assert stored == [{"traces": 30, "ids": 30, "tokens": sum(range(30))}]
+        assert project.value("select count() from llm_trace_costs") == 30
+
+        operation(project, "erase", "{organization: org-1}", **variables)
+        operation(project, "retire", **variables)
+        operation(project, "mend", **variables)
+        project.dbt("run", *given)
+        left = [n for n in range(30) if n % 3 != 1]
+        stored = project.query(f"{traces} from llm_traces")
+        assert stored == [{"traces": 20, "ids": 20, "tokens": sum(left)}]
+        days = "select sum(calls) as calls from llm_costs_daily"
+        assert project.value(days) == 20
+        kept = "select sum(length(request_json) + length(response_json)) from llm_traces"
+        assert project.value(kept) == 0
+        assert project.value("select count() from int_batches__pending") == 0
+
+        engine = "select engine_full from system.tables where name = 'llm_traces'"
+        spread = "Distributed('main', 'llm', 'llm_traces_local', cityHash64(id))"
+        assert (project.value(engine) == spread) == is_sharded
+        # What is left is said on one server and replicated by the table's own engine.
+        apart = [
+            " ".join(text.partition("*/")[2].split())
+            for text in front.stats()["defined_apart"]
+            if "__dbt_exchange_test" not in text  # dbt's own, in a moment made and dropped
+        ]
+        replicated = re.compile(r"(?i)alter table \S+ (replace partition|add projection)")
+        assert [text for text in apart if not replicated.match(text)] == []
+
+
 def test_the_loader_waits_for_a_quorum_and_reads_what_it_answered() -> None:
     assert Settings.from_environment({"CLICKHOUSE_CLUSTER": "main"}).cluster == "main"
     assert _CLUSTER_SETTINGS == {
         "insert_quorum": "auto",
         "insert_quorum_parallel": 0,
         "select_sequential_consistency": 1,
+        "distributed_product_mode": "global",
+        "prefer_global_in_and_join": 1,
     }

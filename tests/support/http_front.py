@@ -5,8 +5,13 @@ It owns two things: the server process (``python -m tests.support.http_front --p
 the interface is a real engine, so stock clickhouse-connect and dbt-clickhouse run against it.
 
 It refuses to listen anywhere but on 127.0.0.1, and never pretends: what the engine in the process
-cannot do (users, row policies, clusters, ``system.query_log``) fails with the engine's own error,
-and what the front leaves out (external data, ``compress=1``) fails with NOT_IMPLEMENTED (48).
+cannot do (users, row policies, ``system.query_log``) fails with the engine's own error, and what
+the front leaves out (external data, ``compress=1``) fails with NOT_IMPLEMENTED (48).
+
+With ``--cluster NAME`` it is a cluster of one: the engine knows NAME as one shard of one replica,
+which is itself. It has no Keeper, so ``on cluster NAME`` is read and left out,
+``ReplicatedMergeTree`` is ``MergeTree``, and one replica has its quorum and is in step
+(``system sync replica``); another cluster's name is refused.
 
 Known differences to a server: results are sent when they are complete, ``client_protocol_version``
 is ignored (as on any server that does not know it), ``queryID()`` is the engine's own
@@ -93,6 +98,17 @@ QUERY_ID = b"if(Settings['log_comment'] = '', query_id, Settings['log_comment'])
 PROCESSES = re.compile(rb"\b(from|join)\s+system\.processes\b", re.IGNORECASE)
 NAMED_PROCESSES = b"\\1 (select * replace (" + QUERY_ID + b" as query_id) from system.processes)"
 INPUT_FUNCTION = re.compile(rb"\binput\s*\(", re.IGNORECASE)
+SYNCING = re.compile(rb"\s+sync\s+replica\b", re.IGNORECASE)
+DEFINING = frozenset(
+    ("create", "alter", "drop", "rename", "exchange", "truncate", "optimize", "attach", "detach")
+)
+CLUSTER_OF_ONE = """<clickhouse>
+    <remote_servers><{name}><shard><replica>
+        <host>127.0.0.1</host><port>9000</port>
+    </replica></shard></{name}></remote_servers>
+    <tcp_port>9000</tcp_port>
+</clickhouse>
+"""
 
 
 class QueryError(Exception):
@@ -154,6 +170,32 @@ def split_insert(statement: bytes) -> tuple[bytes, str, bytes] | None:
     return None
 
 
+def on_a_cluster_of_one(statement: bytes, cluster: str) -> bytes:
+    """Leave out of a definition what only servers that share a Keeper can do.
+
+    Raises
+    ------
+    QueryError
+        It names another cluster.
+    """
+    kept, skipped = bytearray(), 0
+    found = TOKEN.finditer(statement)
+    tokens = [match for match in found if match.group()[:2] not in (b"/*", b"--")]
+    for index, match in enumerate(tokens):
+        following = [token.group().lower() for token in tokens[index : index + 2]]
+        if following == [b"on", b"cluster"] and index + 2 < len(tokens):
+            named = tokens[index + 2].group().decode(errors="replace").strip("`'\"")
+            if named != cluster:
+                text = f"Requested cluster {quoted(named)} not found"
+                raise QueryError.make(701, "CLUSTER_DOESNT_EXIST", text)
+            kept += statement[skipped : match.start()]
+            skipped = tokens[index + 2].end()
+        elif following[0] == b"replicatedmergetree":
+            kept += statement[skipped : match.start()] + b"MergeTree"
+            skipped = match.end()
+    return bytes(kept) + statement[skipped:]
+
+
 def quoted(text: str) -> str:
     """Quote a string literal for ClickHouse SQL."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -178,6 +220,7 @@ class Session:
 
     def __init__(self, engine: Engine) -> None:
         self.connection = engine.connect()
+        self.engine = engine
         self.lock = threading.Lock()
         self.database = "default"
         self.expires = 0.0
@@ -215,6 +258,13 @@ class Session:
         word = first_word(statement)
         if word == "set" and keep:
             settings = {}
+        if self.engine.cluster and word in DEFINING:
+            spread = on_a_cluster_of_one(statement, self.engine.cluster)
+            if spread == statement:
+                self.engine.defined_apart.append(statement.decode(errors="replace"))
+            statement = spread
+        if self.engine.cluster and SYNCING.match(statement[next(words(statement))[1] :]):
+            return Answer(b"", "", summary(time.perf_counter_ns()))
         restore = self.settings_now(settings) if keep and settings else ""
         try:
             if database and database != self.database:
@@ -341,9 +391,16 @@ def summary(started: int, **counts: int) -> dict[str, str]:
 class Engine:
     """The one chDB engine of the process and the sessions open on it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, cluster: str = "") -> None:
         import chdb
 
+        self.cluster = cluster
+        self.defined_apart: list[str] = []
+        if cluster:
+            Path(path).mkdir(parents=True, exist_ok=True)
+            config = Path(path, "cluster.xml")
+            config.write_text(CLUSTER_OF_ONE.format(name=cluster))
+            path = f"{path}?config-file={config}"
         self._connect: Callable[[str], Any] = chdb.connect
         self._path = path
         self._root = chdb.connect(path)
@@ -747,11 +804,11 @@ class Listener(ThreadingHTTPServer):
 class Process:
     """The server process: engine, listener, and the faults it was told to do."""
 
-    def __init__(self, path: str, port: int) -> None:
+    def __init__(self, path: str, port: int, cluster: str = "") -> None:
         self.user = os.environ.get("FRONT_USER", "default")
         self.password = os.environ.get("FRONT_PASSWORD", "")
         self.path = path
-        self.engine = Engine(path)
+        self.engine = Engine(path, cluster)
         self._lock = threading.Lock()
         self._requests = 0
         self._faults = [Fault(**each) for each in json.loads(os.environ.get("FRONT_FAULTS", "[]"))]
@@ -813,7 +870,8 @@ class Process:
         elif what == "stats":
             with self._lock:
                 faults = [asdict(fault) for fault in self._faults]
-            return {"requests": self._requests, "faults": faults}
+            apart = self.engine.defined_apart
+            return {"requests": self._requests, "faults": faults, "defined_apart": apart}
         return {}
 
 
@@ -823,8 +881,9 @@ def main() -> None:
     parser.add_argument("--path", required=True, help="chDB directory")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--control", action="store_true", help="obey JSON lines on stdin")
+    parser.add_argument("--cluster", default="", help="be the one server of a cluster of this name")
     options = parser.parse_args()
-    front = Process(options.path, options.port)
+    front = Process(options.path, options.port, options.cluster)
     signal.signal(signal.SIGTERM, lambda *_: front.stop())
     if not os.environ.pop("FRONT_RESUMED", ""):
         print(front.port, flush=True)
@@ -848,6 +907,8 @@ class Front:
         The chDB directory; it outlives every restart.
     user, password
         The one user that may ask; an empty password lets any password pass, as on a server.
+    cluster
+        The cluster whose one server this is; empty for none.
 
     Examples
     --------
@@ -858,10 +919,13 @@ class Front:
 
     host = HOST
 
-    def __init__(self, path: Path | str, *, user: str = "default", password: str = "") -> None:
+    def __init__(
+        self, path: Path | str, *, user: str = "default", password: str = "", cluster: str = ""
+    ) -> None:
         self.path = Path(path)
         self.user = user
         self.password = password
+        self.cluster = cluster
         # Held, never listened on: the port stays ours while the process is away.
         self._reserved = socket.socket()
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -886,6 +950,7 @@ class Front:
             "CLICKHOUSE_USERNAME": self.user,
             "CLICKHOUSE_PASSWORD": self.password,
             "CLICKHOUSE_DATABASE": database,
+            **({"CLICKHOUSE_CLUSTER": self.cluster} if self.cluster else {}),
         }
 
     def start(self) -> Self:
@@ -898,7 +963,7 @@ class Front:
         """
         own = [sys.executable, __file__, "--path", str(self.path), "--port", str(self.port)]
         self._process = subprocess.Popen(
-            [*own, "--control"],
+            [*own, "--cluster", self.cluster, "--control"],
             cwd=ROOT,
             env={**os.environ, "FRONT_USER": self.user, "FRONT_PASSWORD": self.password},
             stdin=subprocess.PIPE,
@@ -955,7 +1020,14 @@ class Front:
         self._order("lose_sessions")
 
     def stats(self) -> dict[str, Any]:
-        """Return ``requests``, their number since the start, and ``faults`` with what they did."""
+        """Return what there was since the start.
+
+        Returns
+        -------
+        dict
+            ``requests``, their number; ``faults`` with what they did; ``defined_apart``, the
+            definitions that named no cluster where there is one.
+        """
         return self._order("stats")
 
     def _order(self, what: str, **arguments: Any) -> dict[str, Any]:
