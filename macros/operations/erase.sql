@@ -213,7 +213,7 @@ from matched
     or arrayExists(
         quoted -> JSONExtractString(quoted) = {{ sql_text(value) }}
             or multiSearchAny(JSONExtractString(quoted), [{{ spellings | unique | join(', ') }}]),
-        extractAll({{ text }}, '"(?:[^"\\\\]|\\\\.)*"')
+        extractAll(toValidUTF8({{ text }}), '"(?:[^"\\\\]|\\\\.)*"')
     ))
 {%- endmacro -%}
 
@@ -244,6 +244,7 @@ from matched
 
 {#- By trace where a table has an id, else by organization and day, which the next run builds anew. -#}
 {%- macro _erase_from_models(list, places, organization) -%}
+    {%- set organization_hash = run_query('select hex(SHA256(' ~ sql_text(organization) ~ '))').rows[0][0] -%}
     {%- for table in built_tables() -%}
         {%- set dates = [] -%}
         {%- for column in table.columns if column.endswith('_date') -%}{%- do dates.append(column) -%}{%- endfor -%}
@@ -267,8 +268,9 @@ from matched
             {%- set condition = none -%}
         {%- endif -%}
         {%- if organization and 'id' in table.columns -%}
-            {#- No list has an arrival whose raw row retention took. -#}
-            {%- set condition = condition ~ ' or organization_id = ' ~ sql_text(organization) -%}
+            {#- No list has an arrival whose raw row retention took. By its hash: the engine keeps the text
+                of what it deletes by. -#}
+            {%- set condition = condition ~ " or hex(SHA256(organization_id)) = '" ~ organization_hash ~ "'" -%}
         {%- endif -%}
         {%- if condition is not none -%}
             {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}

@@ -49,12 +49,13 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
     {%- endif -%}
 {%- endmacro -%}
 
-{#- pre_hook of llm_trace_costs: what came again after a loss may be another arrival than the one that is
-    costed, or of another time, where that is the time of landing. Asked for while a lost batch has not
-    come back and been costed. -#}
+{#- pre_hook of llm_trace_costs: what comes again after a loss may be another arrival than the one that is
+    costed, or of another time, where that is the time of landing. Asked for while a batch that was
+    lost, or of which something was, has not come back and been costed. -#}
 {%- macro drop_costs_of_other_arrivals() -%}
     {%- if execute and is_incremental() -%}
-        {%- set lost_batches = source('raw', 'raw_lost_batches') -%}
+        {%- set lost_batches = '(select batch_id, lost_at from ' ~ source('raw', 'raw_lost_batches') ~ ' union all select batch_id, mended_at from '
+            ~ source('operations', 'mended_batches') ~ ')' -%}
         {%- set waiting = run_query(
             'select count() from ' ~ lost_batches ~ ' as lost left join (select batch_id, max(costed_at) as last_costed_at from '
             ~ this.incorporate(path={'identifier': 'costed_batches'}) ~ ' where batch_id in (select batch_id from ' ~ lost_batches
@@ -90,6 +91,7 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
 {%- macro mend(dry_run=false) -%}
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {%- do create_raw_tables() -%}
+    {%- do create_operations_tables() -%}
     {%- set broken = _broken_parts() -%}
     {%- for row in broken.rows -%}
         {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}
@@ -145,6 +147,10 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] -%}
         {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' batches to build again') -%}
         {%- if not dry_run and count | int > 0 -%}
+            {%- do run_query(
+                'insert into ' ~ source('operations', 'mended_batches') ~ " select distinct batch_id, now64(3, 'UTC') from "
+                ~ table.relation ~ ' where ' ~ condition
+            ) -%}
             {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
         {%- endif -%}
     {%- endfor -%}

@@ -1,8 +1,9 @@
 {#
-What the operations (retire, erase, reparse) remember, in tables of their own.
+What the operations (retire, erase, reparse, mend) remember, in tables of their own.
 
 - retired_batches: which raw rows are gone on purpose. Written before anything is deleted, so that a
   count of what landed stays true whenever the operation is killed.
+- mended_batches:  what mend has a run build again, as other arrivals of an id may come of it.
 - erasures:        that something was erased, without saying what: a hash stands for the subject.
 - reparse_reports: what a reparse would change, as it was looked at before it was applied.
 #}
@@ -45,6 +46,14 @@ create table if not exists `{{ database }}`.erasures{{ on_cluster }}
 engine = {{ engine }}
 order by erased_at
 settings {{ durable() }}
+;;
+create table if not exists `{{ database }}`.mended_batches{{ on_cluster }}
+(
+    batch_id String comment 'The batch',
+    mended_at DateTime64(3, 'UTC') comment 'When mend took it out of a ledger of what was built'
+)
+engine = {{ engine }}
+order by batch_id
 ;;
 create table if not exists `{{ database }}`.reparse_reports{{ on_cluster }}
 (

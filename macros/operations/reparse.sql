@@ -18,7 +18,7 @@ trace are deleted, and their batches are taken out of the ledgers of these model
 run makes them anew. Roll-ups by day follow by themselves: they compare fingerprints of
 transformed_at.
 -#}
-{%- macro reparse(from='1970-01-01', to='2262-01-01', apply=false, skip_retired=false) -%}
+{%- macro reparse(from='1900-01-01', to='2300-01-01', apply=false, skip_retired=false) -%}
     {%- set llm_traces = ref('llm_traces') -%}
     {%- set bounds = [from | string, to | string] -%}
     {%- for bound in bounds if not modules.re.fullmatch('\\d{4}-\\d\\d-\\d\\d([T ]\\d\\d:\\d\\d(:\\d\\d(\\.\\d{1,6})?)?)?', bound) -%}

@@ -28,6 +28,21 @@
     order by batch_id
 {%- endmacro -%}
 
+{#- on-run-start: a version that never landed would leave every call without a price. -#}
+{%- macro refuse_unknown_book() -%}
+    {%- if execute and flags.WHICH in ('run', 'build') and var('price_book_version', none) -%}
+        {%- set books = run_query(
+            'select distinct price_book_version from ' ~ source('prices', 'raw_price_books') ~ ' order by price_book_version'
+        ).columns[0].values() | list -%}
+        {%- if var('price_book_version') | string not in books -%}
+            {{ exceptions.raise_compiler_error(
+                'price_book_version is ' ~ var('price_book_version') ~ ', and no such price book has landed. There '
+                ~ ('are: ' ~ books | join(', ') if books else 'is none: run python -m loader prices') ~ '.'
+            ) }}
+        {%- endif -%}
+    {%- endif -%}
+{%- endmacro -%}
+
 {#- llm_trace_costs is built anew by a book by which not everything was matched yet: what was not would
     be left out of history. -#}
 {%- macro refuse_unmatched_book() -%}

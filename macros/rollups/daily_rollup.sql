@@ -121,6 +121,14 @@ select * from final
     is nothing to replace them with. A model that leaves traces out says what it is made of, with a
     condition: of its changed months, those are empty that have none of these. -#}
 {%- macro drop_empty_months(time_zone, made_of=none) -%}
+    {%- if execute and run_query(
+        "select count() > 0 and countIf(time_zone = '" ~ time_zone ~ "') = 0 from " ~ ref('int_days__fingerprinted')
+    ).rows[0][0] -%}
+        {{ exceptions.raise_compiler_error(
+            this.identifier ~ ' is made of days of ' ~ time_zone ~ ', and there are none yet: run dbt run, or '
+            ~ 'dbt run --select int_days__fingerprinted+'
+        ) }}
+    {%- endif -%}
     {%- if execute and is_incremental() -%}
         {%- set current = 'select usage_date, fingerprint from ' ~ ref('int_days__fingerprinted') ~ " where time_zone = '" ~ time_zone ~ "'" -%}
         {%- set changed = 'select toYYYYMM(usage_date) from ' ~ this ~ ' where (usage_date, day_fingerprint) not in (' ~ current ~ ')' -%}

@@ -3,6 +3,8 @@
         materialized='incremental',
         incremental_strategy='append',
         order_by=['price_book_version', 'provider', 'model', 'response_model'],
+        pre_hook="{{ forget_matches_by_other_aliases() }}",
+        post_hook="{{ note_aliases() }}",
     )
 }}
 {# one row per price book version, provider, requested model and answering model #}
@@ -15,8 +17,10 @@
        fell back). Each as it is, with a compact date written out, and without the path before it;
     3. for each name the provider's models in the book's order, then those of its fallbacks.
     Pairs that were seen before are matched again when another version is chosen, so that history
-    can be compared and priced by it. After a change of provider_aliases: --full-refresh. -#}
+    can be compared and priced by it, and all that llm_traces has when other provider_aliases are
+    loaded. -#}
 -- depends_on: {{ ref('int_costs__pending') }}
+{%- set adds_pairs = is_incremental() and not has_other_aliases() %}
 
 with
 
@@ -31,8 +35,8 @@ seen as (
                 provider::String as provider,
                 model::String as model,
                 coalesce(response_model, '') as response_model
-            from {{ ref('int_costs__pending') if is_incremental() else ref('llm_traces') }}
-            {%- if is_incremental() %}
+            from {{ ref('int_costs__pending') if adds_pairs else ref('llm_traces') }}
+            {%- if adds_pairs %}
 
             union all
 
@@ -106,7 +110,7 @@ pairs as (
         lower(model) as requested_name,
         lower(response_model) as answering_name
     from seen
-    {%- if is_incremental() %}
+    {%- if adds_pairs %}
     where (provider, model, response_model) not in (
         select
             provider::String,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.operations.test_reparse import FRESH, operation
 from tests.operations.test_retire_and_erase import AGE, PLAIN, land
-from tests.support.project import Project
+from tests.support.project import ROOT, Project
 from tests.test_pipeline import record, write
 
 
@@ -163,6 +165,44 @@ def test_another_arrival_that_becomes_the_trace_is_charged_instead(
     assert costs == stored
     assert [str(row["created_at"])[:10] for row in costs] == [late[:10]] * 3
     assert costs[1]["organization_id"] == "two"
+
+
+SLOW_CLOCK = """
+import sys, datetime
+import loader.batches, loader.landing
+from loader.cli import main
+class Slow(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime.now(tz) - datetime.timedelta(seconds=90)
+loader.batches.datetime = loader.landing.datetime = Slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("day", ["2026-10-05", "2026-10-07"])
+def test_an_arrival_whose_loader_had_a_slow_clock_is_charged_instead(
+    embedded: Project, tmp_path: Path, day: str
+) -> None:
+    """It came second and landed earlier, so that it is the trace once the trace is lost."""
+    embedded.loader("prices")
+    first = write(tmp_path / "first.ndjson", [record(1, created_at="2026-10-05T12:00:00Z")])
+    embedded.loader(str(first))
+    embedded.dbt("run", *PLAIN)
+    other = record(1, created_at=f"{day}T12:00:00Z")
+    other["response_json"]["usage"]["prompt_tokens"] = 1_000_000
+    second = write(tmp_path / "second.ndjson", [other])
+    subprocess.run(
+        [sys.executable, "-c", SLOW_CLOCK, str(second)], cwd=ROOT, env=embedded.env, check=True
+    )
+    embedded.dbt("run", *PLAIN)
+    shutil.rmtree(first_part(embedded, "llm_traces"))
+    operation(embedded, "mend")
+    embedded.dbt("run", *PLAIN)
+    costs, stored = costs_and_traces(embedded)
+    assert costs == stored
+    (cost,) = embedded.query("select total_cost_usd > 1 as is_dear from llm_trace_costs")
+    assert cost["is_dear"]
 
 
 def test_the_cost_of_a_trace_that_is_lost_for_good_goes(embedded: Project, tmp_path: Path) -> None:

@@ -51,6 +51,18 @@ def operation(
     return done.stdout + done.stderr
 
 
+def test_all_of_history_is_that_of_strange_clocks_too(embedded: Project, tmp_path: Path) -> None:
+    times = ["1900-01-01T00:00:00Z", "1969-12-31T22:00:00Z", "2270-05-05T00:00:00Z"]
+    records = [record(n, created_at=time) for n, time in enumerate(times)]
+    embedded.loader(str(write(tmp_path / "a.ndjson", records)))
+    embedded.dbt("run", "--select", "+transformed_batches")
+    fresh = embedded.query(FRESH)
+    spoil(embedded)
+    operation(embedded, "reparse")
+    operation(embedded, "reparse", "{apply: true}")
+    assert embedded.query(FRESH) == fresh
+
+
 def test_it_reports_first_then_applies(project: Project, tmp_path: Path) -> None:
     fresh = landed(project, tmp_path)
     spoil(project, "id != '000002'")

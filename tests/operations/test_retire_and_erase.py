@@ -333,7 +333,9 @@ def test_a_reject_goes_however_it_spells_the_name(project: Project, tmp_path: Pa
         json.dumps(json.dumps({"org_id": name}, ensure_ascii=False)),
     ]
     path = tmp_path / "a.ndjson"
-    path.write_text("".join(f'{{"org_id": {line}, "cut": \n' for line in [*lines, '"org/"']))
+    cut = "".join(f'{{"org_id": {line}, "cut": \n' for line in [*lines, '"org/"'])
+    not_utf8 = b'{"a": "\xff", "org_id": %s}\n' % lines[3].encode()
+    path.write_bytes(cut.encode() + not_utf8)
     project.loader(str(path), expect=1)
     project.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
     operation(project, "erase", json.dumps({"organization": name}, ensure_ascii=False))
@@ -435,6 +437,8 @@ def test_what_is_erased_after_retention_stays_erased(embedded: Project, tmp_path
     operation(embedded, "retire", retain_raw_days=30)
     operation(embedded, "erase", "{organization: org-1}")
     assert embedded.value("select count() from trace_conflicts") == 0
+    named = "select count() from system.mutations where position(command, 'org-1') > 0"
+    assert embedded.value(named) == 0, "the engine keeps the text of what it deletes by"
     embedded.query("alter table raw_rejects delete where 1 settings mutations_sync = 2")
     assert str(path) in operation(embedded, "mend")
     embedded.loader(str(path), expect=1)
