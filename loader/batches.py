@@ -11,7 +11,7 @@ import codecs
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -35,6 +35,7 @@ __all__ = [
     "Batch",
     "Chain",
     "Cut",
+    "Landed",
     "LedgerEntry",
     "cut_again",
     "cut_stream",
@@ -195,15 +196,24 @@ def batch_id_of(hash_: hashlib._Hash) -> str:
     return hash_.hexdigest()[:32]
 
 
+# Gives a source's batches that begin at one of two offsets and end at a third, or before it.
+Landed = Callable[[int, int, int], Sequence[LedgerEntry]]
+
+
 def cut_stream(
-    stream: Stream, source: str, settings: Settings, first_line: int = 1
+    stream: Stream,
+    source: str,
+    settings: Settings,
+    first_line: int = 1,
+    landed: Landed | None = None,
 ) -> Iterator[Cut]:
     """Cut what is left of a stream into batches.
 
     A batch ends after `batch_lines` non-blank lines (or a hundred times as many, blank ones
     counted), or before the line that would bring it above `batch_bytes`. A last line without a
     newline, and a line too long to be kept whole, are batches of their own. Blank lines at the
-    very end are left out.
+    very end are left out. What was landed before is cut as it was then, as long as nothing new
+    came before it.
 
     Parameters
     ----------
@@ -215,6 +225,9 @@ def cut_stream(
         The limits.
     first_line : int
         The line number of the stream's next byte.
+    landed : callable, optional
+        Gives the ledger's batches of this source, and the lost ones, that begin at one of two
+        offsets and end at a third, or before it. They may be of other streams.
 
     Raises
     ------
@@ -224,7 +237,7 @@ def cut_stream(
     """
     keep_bytes = max(settings.max_record_bytes, KEPT_WHOLE_BYTES)
     most_lines = BLANK_LINES_A_LINE * settings.batch_lines
-    cutter = _Cutter(source, stream.offset, first_line)
+    cutter = _Cutter(source, stream.offset, first_line, landed)
     pieces: list[bytes] = []
     pieces_bytes = 0
     broken: SourceError | None = None
@@ -243,10 +256,10 @@ def cut_stream(
             pieces, pieces_bytes = [], 0
         for line in lines:
             size = len(line) + 1
-            if cutter.size + size > settings.batch_bytes and cutter.lines:
+            while cutter.size + size > settings.batch_bytes and cutter.lines:
                 yield cutter.take()
             if len(line) > keep_bytes:
-                if cutter.lines:
+                while cutter.lines:
                     yield cutter.take()
                 yield cutter.take_giant([line, b"\n"], None)
                 continue
@@ -256,11 +269,11 @@ def cut_stream(
         if rest:
             pieces.append(rest)
             pieces_bytes += len(rest)
-        if cutter.lines and cutter.size + pieces_bytes >= settings.batch_bytes:
+        while cutter.lines and cutter.size + pieces_bytes >= settings.batch_bytes:
             # Whatever the rest of this line is, it does not fit: free the memory.
             yield cutter.take()
         if pieces_bytes > keep_bytes:
-            if cutter.lines:
+            while cutter.lines:
                 yield cutter.take()
             try:
                 cut = cutter.take_giant(pieces, stream)
@@ -269,7 +282,7 @@ def cut_stream(
                 break
             pieces, pieces_bytes = [], 0
             yield cut
-    if cutter.filled:
+    while cutter.filled:
         yield cutter.take()
     if pieces:
         tail = b"".join(pieces)
@@ -310,10 +323,13 @@ def cut_again(source: Source, entry: LedgerEntry, settings: Settings) -> list[Cu
 class _Cutter:
     """The batch that is being filled."""
 
-    def __init__(self, source: str, offset: int, first_line: int) -> None:
+    def __init__(
+        self, source: str, offset: int, first_line: int, landed: Landed | None = None
+    ) -> None:
         self.source = source
         self.start = offset
         self.first_line = first_line
+        self._landed = landed
         self._clear()
 
     def _clear(self) -> None:
@@ -333,26 +349,64 @@ class _Cutter:
         self._clear()
 
     def take(self, is_terminated: bool = True) -> Cut:
-        """Give the batch, and begin the next one behind it."""
+        """Give the batch, and begin the next one behind it.
+
+        If the ledger has a batch of the first of these lines, that is the one.
+        """
+        lines, rest, is_whole = self.lines, list[bytes](), is_terminated
+        known = self._find_known(is_terminated)
+        if known is None:
+            self._landed = None  # what follows is new too
+        else:
+            first, behind, part = known
+            self.start += sum(len(line) + 1 for line in lines[:first])
+            self.first_line += first
+            lines, rest = lines[first:behind], lines[behind:]
+            is_whole = not part and (is_terminated or bool(rest))
+            if part:
+                lines, rest = [lines[0][:part]], [lines[0][part:], *rest]
         hash_ = new_hash(self.source, self.start)
-        last = len(self.lines) - 1
-        for index, line in enumerate(self.lines):
-            hash_.update(line)
-            if index < last or is_terminated:
-                hash_.update(b"\n")
+        end = self.start
+        for index, line in enumerate(lines, 1):
+            end += _hash_line(hash_, line, is_whole or index < len(lines))
         cut = Cut(
-            batch_id_of(hash_),
-            self.source,
-            self.start,
-            self.start + self.size,
-            self.first_line,
-            self.lines,
-            is_terminated,
+            batch_id_of(hash_), self.source, self.start, end, self.first_line, lines, is_whole
         )
-        self.start = cut.end
-        self.first_line += len(self.lines)
+        self.start = end
+        self.first_line += len(lines) - (not is_whole)
         self._clear()
+        for index, line in enumerate(rest, 1):
+            self.add(line, is_terminated or index < len(rest))
         return cut
+
+    def _find_known(self, is_terminated: bool) -> tuple[int, int, int] | None:
+        """Find the longest batch of the ledger, or else a lost one, that these lines begin with.
+
+        Returns its first line and the one behind it; and how many bytes it has of its only line,
+        if it was a last one without a newline and only space has come behind it.
+        """
+        if self._landed is None:
+            return None
+        first = next((index for index, line in enumerate(self.lines) if not _is_blank(line)), 0)
+        begin = self.start + sum(len(line) + 1 for line in self.lines[:first])
+        entries = self._landed(self.start, begin, self.start + self.size)
+        ends = {entry.end for entry in entries}
+        places: dict[str, tuple[int, int, int]] = {}
+        hash_, end = new_hash(self.source, self.start), self.start
+        for index, line in enumerate(self.lines if ends else (), 1):
+            end += _hash_line(hash_, line, is_terminated or index < len(self.lines))
+            if end in ends:
+                places[batch_id_of(hash_)] = 0, index, 0
+        for size in {entry.end - begin for entry in entries if entry.start == begin}:
+            line = self.lines[first]
+            if size <= len(line) and _is_blank(line[size:]):
+                hash_ = new_hash(self.source, begin)
+                hash_.update(line[:size])
+                places[batch_id_of(hash_)] = first, first + 1, size
+        known = [entry for entry in entries if entry.batch_id in places]
+        if not known:
+            return None
+        return places[max(known, key=lambda entry: (not entry.is_lost, entry.end)).batch_id]
 
     def take_giant(self, pieces: list[bytes], stream: Stream | None) -> Cut:
         """Give a line that is too long to be kept as a batch of its own.
@@ -685,6 +739,14 @@ def _too_large(cut: Cut, line: bytes, settings: Settings) -> Rejection:
 
 def _repairs(repairs: Sequence[str]) -> bytes:
     return varint(len(repairs)) + b"".join(encode_string(repair.encode()) for repair in repairs)
+
+
+def _hash_line(hash_: hashlib._Hash, line: bytes, is_terminated: bool) -> int:
+    """Add a line to a batch's hash, and say how many bytes it has there."""
+    hash_.update(line)
+    if is_terminated:
+        hash_.update(b"\n")
+    return len(line) + is_terminated
 
 
 def _is_blank(line: bytes) -> bool:

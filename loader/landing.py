@@ -15,7 +15,7 @@ import queue
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from loader.batches import (
     TRACE_COLUMNS,
     Batch,
     Cut,
+    Landed,
     LedgerEntry,
     cut_again,
     cut_stream,
@@ -61,6 +62,10 @@ _PERMANENT_CODES = frozenset(
     {16, 36, 43, 46, 47, 53, 60, 62, 81, 115, 164, 192, 193, 194, 497, 516}
 )
 
+# So many batches that begin at one offset of a stream are looked at.
+_MOST_STREAMS = 10_000
+
+_ENTRY_COLUMNS = "batch_id, start_offset, end_offset, first_line, rows, rejects"
 _LEDGER_COLUMNS = (
     "batch_id",
     "source",
@@ -258,7 +263,8 @@ def land_source(
     store : Store
         With the raw tables made.
     source : Source
-        A file is taken up where the ledger's chain of it ends; a stream from its first byte.
+        A file is taken up where the ledger's chain of it ends; a stream from its first byte, where
+        what was landed of it is found by its bytes.
     framer, settings
         How lines are framed; the limits.
     summary : Summary
@@ -287,7 +293,8 @@ def land_source(
             known = {entry.batch_id for entry in entries}
         landers = stack.enter_context(_Landers(store, known))
         try:
-            for item in _read(source, entries, framer, settings):
+            landed = None if source.is_file else _ask_landed(store, source, entries)
+            for item in _read(source, entries, framer, settings, landed):
                 if isinstance(item, LedgerEntry):
                     summary.add_already(item.rows, item.rejects)
                     continue
@@ -382,9 +389,13 @@ class _Landers:
 
 
 def _read(
-    source: Source, entries: list[LedgerEntry], framer: Framer, settings: Settings
+    source: Source,
+    entries: list[LedgerEntry],
+    framer: Framer,
+    settings: Settings,
+    landed: Landed | None = None,
 ) -> Iterator[LedgerEntry | Batch]:
-    """Give what the ledger covers already, then each new batch."""
+    """Give what the ledger covers already, then each new batch; of a stream, all batches."""
     lost = {entry.batch_id: entry for entry in entries if entry.is_lost}
     if source.is_file:
         chain = follow_chain(source, entries, settings)
@@ -398,7 +409,7 @@ def _read(
     else:
         stream, line = source.open(settings), 1
     try:
-        for cut in cut_stream(stream, source.name, settings, line):
+        for cut in cut_stream(stream, source.name, settings, line, landed):
             yield _encode(cut, lost.get(cut.batch_id), framer, settings)
     finally:
         stream.close()
@@ -423,12 +434,12 @@ def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settin
 def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
     """Give a file's batches, and of whatever source those that were lost."""
     batches, lost_batches = store.table("raw_batches"), store.table("raw_lost_batches")
-    columns = "batch_id, start_offset, end_offset, first_line, rows, rejects"
     landed_sql = (
-        f"select {columns}, false as is_lost from {batches} where source = {{source:String}}"
+        f"select {_ENTRY_COLUMNS}, false as is_lost from {batches} where source = {{source:String}}"
     )
     lost_sql = (
-        f"select {columns}, true as is_lost from {lost_batches} where source = {{source:String}}"
+        f"select {_ENTRY_COLUMNS}, true as is_lost from {lost_batches}"
+        " where source = {source:String}"
         f" and batch_id not in (select batch_id from {batches} where source = {{source:String}})"
     )
     rows = store.query(
@@ -451,6 +462,32 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
     )
     rejected = {batch_id: frozenset(positions) for batch_id, positions in replayed}
     return [replace(entry, rejected=rejected.get(entry.batch_id)) for entry in entries]
+
+
+def _ask_landed(store: Store, source: Source, lost: Sequence[LedgerEntry]) -> Landed:
+    """Give what asks for a stream's batches by their place; see `cut_stream`.
+
+    Streams share a name, and each has a batch at offset 0: of those the newest are looked at.
+    """
+
+    def ask(start: int, other_start: int, end: int) -> list[LedgerEntry]:
+        rows = _patiently(
+            lambda number: store.query(
+                f"select {_ENTRY_COLUMNS}, false from {store.table('raw_batches')}"
+                " where source = {source:String}"
+                " and start_offset in ({start:UInt64}, {other_start:UInt64})"
+                " and end_offset <= {end:UInt64}"
+                f" order by landed_at desc limit {_MOST_STREAMS}",
+                {"source": source.name, "start": start, "other_start": other_start, "end": end},
+            ),
+            store,
+            "",
+            time.sleep,
+        )
+        entries = [LedgerEntry(*row) for row in rows]
+        return entries + [entry for entry in lost if entry.start in (start, other_start)]
+
+    return ask
 
 
 def _look(store: Store, batch: Batch, known: Collection[str] | None) -> _Found:

@@ -136,6 +136,60 @@ def test_the_cut_covers_all_bytes_and_does_not_depend_on_reads(data: bytes, size
 
 
 @given(
+    st.lists(st.integers(0, 200), max_size=4),
+    st.integers(1, 5),
+    st.sampled_from([b"", b"\n", b"\n\n\n"]),
+)
+@example(breaks=[len(LINE) + 30], batch_lines=5, gap=b"")
+@example(breaks=[len(LINE) + 7], batch_lines=1, gap=b"\n\n\n")
+def test_a_stream_that_broke_off_and_is_sent_again_lands_each_line_once(
+    breaks: list[int], batch_lines: int, gap: bytes
+) -> None:
+    """Each try breaks off later than the one before; the last one is whole."""
+    lines = [LINE[:-1] + b' ,"id":"%d"} ' % number for number in range(5)]
+    data = gap.join(line + b"\n" for line in lines)
+    settings = dataclasses.replace(SMALL, batch_lines=batch_lines)
+    entries: list[LedgerEntry] = []
+
+    def landed(start: int, other_start: int, end: int) -> list[LedgerEntry]:
+        return [e for e in entries if e.start in (start, other_start) and e.end <= end]
+
+    rows: list[bytes] = []
+    for length in [*sorted(breaks), len(data)]:
+        stream = Stream(io.BytesIO(data[:length]), "s", settings)
+        for one in cut_stream(stream, "s", settings, landed=landed):
+            assert one.first_line == 1 + data[: one.start].count(b"\n")
+            assert data[one.start : one.end] == b"\n".join(one.lines) + b"\n" * one.is_terminated
+            batch = encode_batch(one, FRAMER, settings)
+            if batch.batch_id in {entry.batch_id for entry in entries}:
+                continue
+            entries += ledger([batch])
+            rows += [line.strip() for line in one.lines if line.strip().endswith(b"}")]
+    assert sorted(rows) == [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize(("is_lost", "ends"), [(False, [3]), (True, [2, 3])])
+def test_a_stream_follows_the_longest_batch_of_the_ledger_before_a_lost_one(
+    is_lost: bool, ends: list[int]
+) -> None:
+    """The shorter one is of a try that broke off, and was landed beside the longer one."""
+    longer, shorter = ((LINE + b"\n") * count for count in (3, 2))
+    entries = ledger(encode(longer) + encode(shorter))
+    entries[0] = dataclasses.replace(entries[0], is_lost=is_lost)
+    stream = Stream(io.BytesIO(longer), "s", SMALL)
+    cuts = cut_stream(stream, "s", SMALL, landed=lambda *_: entries)
+    assert [one.end for one in cuts] == [count * (len(LINE) + 1) for count in ends]
+
+
+def test_a_lost_batch_of_a_stream_is_cut_as_it_was_by_higher_limits() -> None:
+    data = (LINE + b"\n") * 7
+    entries = [dataclasses.replace(entry, is_lost=True) for entry in ledger(encode(data))]
+    stream = Stream(io.BytesIO(data), "s", Settings())
+    again = cut_stream(stream, "s", Settings(), landed=lambda *_: entries)
+    assert [one.batch_id for one in again] == [entry.batch_id for entry in entries]
+
+
+@given(
     st.lists(st.sampled_from([LINE, b"", b" ", b"x", b"y" * 150])),
     st.booleans(),
     st.integers(1, 9),

@@ -6,9 +6,11 @@ import dataclasses
 import errno
 import fcntl
 import io
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -346,6 +348,44 @@ def test_what_another_host_lands_meanwhile_is_not_landed_twice(
     again = Summary()
     land_source(store, source, FRAMER, store.settings, again)
     assert (again.rows, again.rows_already, visible(store)) == (0, 15, 15)
+
+
+def land_stdin(store: Store, monkeypatch: pytest.MonkeyPatch, data: bytes) -> Summary:
+    """Land standard input, four lines a batch."""
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    summary = Summary()
+    settings = dataclasses.replace(store.settings, batch_lines=4)
+    land_source(store, Source("stdin", None, False), FRAMER, settings, summary)
+    return summary
+
+
+def test_a_stream_that_broke_off_and_is_sent_again_lands_each_line_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [b'{"request_json":%d}\n' % number for number in range(20)]
+    whole = b"".join(lines)
+    land_stdin(store, monkeypatch, b'{"request_json":"of another stream"}\n')
+    land_stdin(store, monkeypatch, b"".join(lines[:6]) + lines[6][:9])
+    again = land_stdin(store, monkeypatch, whole)
+    assert (again.rows, again.rows_already, again.rejects) == (14, 6, 0)
+    assert visible(store) == 21
+    assert land_stdin(store, monkeypatch, whole).rows == 0
+
+
+def test_a_stream_is_asked_for_until_it_is_new(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    query = store.query
+
+    def counted(sql: str, parameters: Any = None) -> Any:
+        asked.extend(["start"] if "{other_start:UInt64}" in sql else [])
+        return query(sql, parameters)
+
+    monkeypatch.setattr(store, "query", counted)
+    whole = b"".join(b'{"request_json":%d}\n' % number for number in range(20))
+    land_stdin(store, monkeypatch, whole)
+    assert len(asked) == 1
 
 
 def test_a_file_that_is_rewritten_or_goes_on_lands_beside_what_is_known(
