@@ -61,10 +61,10 @@ _PIECE_QUOTE = r'(?:\\*+"|\\++u0022)'
 _LINE_STRING = r'"[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+"'
 _LINE_BLANK = r"(?:[^\S\n\r]|\ufeff)*+"
 _OPENER = re.compile(
-    rf"(?=\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\["
+    rf"(?P<line>(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
+    rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r])))"
+    rf"|(?=\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\["
     rf'|(?<!\\)"[ \t\[{{]*+\\)'
-    rf"|(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
-    rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r]))"
 )
 # The name of a value, where it is in no JSON that can be read.
 _NAMED = r"""(?:["']|u002[27])(?:%s)\\*+(?:["']|u002[27])(?:\s|\\++[nrt])*+:"""
@@ -91,10 +91,15 @@ class _NotJson(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Grammar:
-    """What is space and what a string: as JSON says in a record, less strictly in texts in it."""
+    """What is space and what a string: as JSON says in a record, less strictly in texts in it.
+
+    In a text that is no JSON as a whole, what stands between two quotes may be no string: the first
+    may end another one. There a string that names a value breaks the document off.
+    """
 
     space: re.Pattern[str]
     string: re.Pattern[str]
+    is_doubted: bool = False
 
     def skip(self, text: str, index: int) -> int:
         found = self.space.match(text, index)
@@ -106,7 +111,8 @@ _STRICT = _Grammar(
     re.compile(rf'"[^"\\\x00-\x1f]*+(?:{_ESCAPE}[^"\\\x00-\x1f]*+)*+"'),
 )
 _LOOSE = _Grammar(_SPACE, re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL))
-_LINES = _Grammar(re.compile(_LINE_SPACE), re.compile(_LINE_STRING))
+_DOUBTED = _Grammar(_LOOSE.space, _LOOSE.string, is_doubted=True)
+_LINES = _Grammar(re.compile(_LINE_SPACE), re.compile(_LINE_STRING), is_doubted=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +214,12 @@ class Redactor:
                 hints: tuple[str, ...] = ("",)
             else:
                 hints = (*names, "\\u") if names else ()
+            # Outside of JSON the path is not known: a key on the way to a value counts, too.
+            steps = {step for rule, place in states for step in self._rules[rule][place:]}
             plain = [
-                re.escape(name).replace("/", r"\\*+/")
-                for name in names
-                if not _ESCAPABLE.search(name.replace("/", ""))
+                "".join(map(_written, step))
+                for step in sorted(steps - {"**"})
+                if not _ESCAPABLE.search(step.replace("/", ""))
             ]
             known = hints, re.compile(_NAMED % "|".join(plain)) if plain else None
             if len(self._names) < 100_000:
@@ -282,6 +290,17 @@ class Redactor:
                     if match is None:
                         raise _NotJson(index)
                     index = match.end()
+                    if grammar.is_doubted and character == '"':
+                        quoted = match.group()
+                        # A value that ends in an escaped backslash ends at an escaped quote, if
+                        # the text was escaped once more.
+                        is_string = (
+                            self._is_string(quoted, states | here, inner)
+                            if hidden_at is None
+                            else not quoted.endswith('\\"')
+                        )
+                        if not is_string:
+                            raise _NotJson(begin)
                     if hidden_at is None and not is_protected:
                         if character == '"' and _CAN_HOLD.search(text, begin, index):
                             places.append((begin, index, here))
@@ -341,6 +360,12 @@ class Redactor:
         if match is None:
             raise _NotJson(index)
         key = _unquote(match.group())
+        if (
+            grammar.is_doubted
+            and _CAN_HOLD.search(match.group())
+            and (key[-1:] == "\\" or self._find_named(f'"{key}":', states | stack[0][1]))
+        ):
+            raise _NotJson(match.start())  # the name is escaped once more, or in another string
         is_root = len(stack) == 1 and inner == 0
         has_place = bool(self._patterns) and not is_root
         place = (match.start(), match.end(), None) if has_place else None
@@ -394,11 +419,14 @@ class Redactor:
                 if text[begin] != '"':
                     return text
                 can_hide = False
-            elif not is_whole or text[begin] == '"':
-                # Strings in it are left to what follows: read twice at each level, they would be
-                # read 256 times at the eighth.
-                text = self._replace(text, [place for place in places if place[2] is _GOES], inner)
-                places, end = [], 0
+            else:
+                places, end, is_whole = self._scan(text, begin, states, inner + 1, _DOUBTED)
+                if not is_whole or text[begin] == '"':
+                    # Strings in it are left to what follows: read twice at each level, they would
+                    # be read 256 times at the eighth.
+                    goes = [place for place in places if place[2] is _GOES]
+                    text = self._replace(text, goes, inner)
+                    places, end = [], 0
         if can_hide:
             places += self._pieces(text, end, states, inner)
             text = self._replace(text, places, inner + 1)
@@ -408,7 +436,8 @@ class Redactor:
         """Find what rules may change in the JSON that stands in a text from an index on.
 
         Where some of it breaks off, and rules may name what comes, the rest of the text goes; and
-        so it does behind the name of a value between the pieces.
+        so it does behind the name of a value that is no key of JSON that is read. What stands in
+        quotes within a line is taken for a string only if it is JSON again.
         """
         places: list[_Place] = []
         may_hide = True
@@ -416,13 +445,19 @@ class Redactor:
         while True:
             match = _OPENER.search(text, index)
             begin = match.end() if match else len(text)
-            if named and named.start() < index:
-                named = self._find_named(text, states, index)
+            # The quote that ends a piece may begin a name.
+            if named and named.start() < index - 1:
+                named = self._find_named(text, states, index - 1)
             if named and named.start() <= begin:
                 return [*places, (named.end(), len(text), _GOES)]
             if match is None:
                 return places
             found, index, is_whole = self._scan(text, begin, states, inner + 1, _LINES)
+            if text[begin] == '"' and is_whole and not match["line"]:
+                quoted = text[begin:index]
+                if not self._is_json(_unquote(quoted), states, inner + 1):
+                    index = begin + 1
+                    continue
             places += found
             if not is_whole and text[begin] == "[":
                 # What follows may be its elements.
@@ -437,11 +472,37 @@ class Redactor:
                     return [*places, (index, len(text), _GOES)]
             index = max(index, begin + 1)
 
+    def _is_string(self, quoted: str, states: _States, inner: int) -> bool:
+        """Say whether what stands in quotes names no value of rules, or only as JSON does."""
+        if not _CAN_HOLD.search(quoted):
+            return True
+        text = _unquote(quoted)
+        return not self._find_named(text, states) or self._is_json(text, states, inner + 1)
+
+    def _is_json(self, text: str, states: _States, inner: int) -> bool:
+        """Say whether all of a text is JSON, as are those strings in it that name values."""
+        index = _blank_end(text, 0)
+        while inner <= _MAX_INNER and text.startswith(_OPENING, index):
+            _, index, is_whole = self._scan(text, index, states, inner, _DOUBTED)
+            index = _blank_end(text, index)
+            if not is_whole or index == len(text):
+                return is_whole
+        return False
+
     def _text(self, text: str) -> str:
         """Replace what patterns match in a text."""
         for pattern in self._patterns:
             text = pattern.regex.sub(pattern.mark, text)
         return text
+
+
+def _written(character: str) -> str:
+    """Give a pattern of how a character of a name may stand in a text, escaped or not."""
+    if character == "/":
+        return r"\\*+/"
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    escaped = re.sub("....", r"\\\\++u\g<0>", units)
+    return f"(?:{re.escape(character)}|(?i:{escaped}))"
 
 
 def _blank_end(text: str, index: int) -> int:
