@@ -12,7 +12,7 @@ Rules are YAML with two lists, either of which may be absent::
       - request_json.messages.*.content     * is one key or element
     patterns:                               text, in every string, number and inner key
       - name: email
-        regex: '[\w.+-]+@[\w-]+\.[\w.-]+'
+        regex: '(?<![\w.+@-])[\w.+@-]*[\w.+-]@[\w-]++\.[\w.-]+\w'
 
 A value goes whole and becomes `"[redacted]"` (null stays null); of a text what matches becomes
 `[redacted:email]`. JSON inside a string is read as JSON, and so is what there is of it in other

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import loader.redaction
 from loader.errors import UsageError
 from loader.redaction import Redactor, load_redactor
 from loader.writer import Writer
 from tests.support.project import Project
 from tests.test_pipeline import record, write
 
-EMAIL = ("email", re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+\w"))
+EMAIL = ("email", re.compile(r"(?<![\w.+@-])[\w.+@-]*[\w.+-]@[\w-]++\.[\w.-]+\w"))
 SECRET = "s3cr3t-value"
 RULES = """
 keys: ["**.api_key", "request_json.messages.*.content"]
-patterns: [{name: email, regex: '[\\w.+-]+@[\\w-]+\\.[\\w.-]+\\w'}]
+patterns: [{name: email, regex: '(?<![\\w.+@-])[\\w.+@-]*[\\w.+-]@[\\w-]++\\.[\\w.-]+\\w'}]
 """
 
 
@@ -396,12 +398,53 @@ def test_rules_that_are_none_stop_the_program(tmp_path: Path, text: str, said: s
 
 
 def test_the_example_rules_are_rules() -> None:
-    import loader.redaction
-
     redactor = load_redactor(Path(loader.redaction.__file__).with_name("redaction.example.yml"))
     assert redactor is not None
     stored, _ = redactor.redact(b'{"request_json":{"user":"u","t":"4111 1111 1111 1111"}}')
     assert stored == b'{"request_json":{"user":"[redacted]","t":"[redacted:card]"}}'
+
+
+def example_patterns() -> dict[str, re.Pattern[str]]:
+    path = Path(loader.redaction.__file__).with_name("redaction.example.yml")
+    entries = yaml.safe_load(path.read_text())["patterns"]
+    return {entry["name"]: re.compile(entry["regex"]) for entry in entries}
+
+
+@pytest.mark.parametrize("name", example_patterns())
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("Ab3_", "a.", "a@", "a@b", "a@b.", "a@b.-", "@-.", "-", "@", "+", "a+"),
+        *("sk-", "sk-a ", "sk-" + "a" * 15 + ".", "1", "1111 ", "1111-1111-"),
+    ],
+)
+def test_the_example_patterns_take_no_time_beyond_the_length(name: str, unit: str) -> None:
+    pattern = example_patterns()[name]
+    took = []
+    for size in (4_000, 64_000):
+        begin = time.process_time()
+        pattern.sub("", unit * (size // len(unit)))
+        took.append(time.process_time() - begin)
+    assert took[1] < 64 * took[0] + 0.1, "sixteen times the text"
+
+
+@given(st.text("ab1.+-@ ,", max_size=40))
+def test_the_email_pattern_hides_all_that_the_plain_one_does(text: str) -> None:
+    plain = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+\w")
+    hidden = [match.span() for match in example_patterns()["email"].finditer(text)]
+    for match in plain.finditer(text):
+        assert any(begin <= match.start() and match.end() <= end for begin, end in hidden)
+    assert bool(hidden) == bool(plain.search(text))
+
+
+def test_the_email_pattern_is_the_same_everywhere() -> None:
+    regex = example_patterns()["email"].pattern
+    docs = Path(loader.redaction.__file__).parents[1] / "docs" / "redaction.md"
+    assert regex in docs.read_text()
+    assert regex in (loader.redaction.__doc__ or "")
+    assert regex == EMAIL[1].pattern
+    text = "<bob@example.org>, mailto:x.y+z@a-b.co.uk; é@é.de."
+    assert EMAIL[1].sub("*", text) == "<*>, mailto:*; *."
 
 
 def secrets() -> list[dict[str, object]]:
