@@ -240,12 +240,17 @@ class Redactor:
         """Say whether rules may change what JSON in a text would be, if it could be read."""
         if self._may_name(text, states):
             return text != ""
+        if not self._patterns:
+            return False
         text = self._text(text)
-        while self._patterns and text != (plain := _without_escapes(text)):
+        for _ in range(_MAX_INNER):
+            plain = _without_escapes(text)
+            if plain == text:
+                return False
             if any(pattern.regex.search(plain) for pattern in self._patterns):
                 return True
             text = plain
-        return False
+        return True  # escapes may be escaped as often as the text is long
 
     # --------------------------------------------------------------- documents
 

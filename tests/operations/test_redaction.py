@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import loader.redaction
 from loader.errors import UsageError
-from loader.redaction import Redactor, load_redactor
+from loader.redaction import Redactor, _without_escapes, load_redactor
 from loader.writer import Writer
 from tests.support.project import Project
 from tests.test_pipeline import record, write
@@ -356,6 +356,24 @@ def test_no_text_takes_time_beyond_its_length(unit: str) -> None:
         redact(line, "**.k", "**.b.k", patterns=[EMAIL])
         took.append(time.process_time() - begin)
     assert took[1] < 30 * took[0] + 0.2, "eight times the text"
+
+
+def test_escapes_that_are_escaped_more_often_than_levels_are_read_are_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes = []
+
+    def count(text: str) -> str:
+        passes.append(text)
+        return _without_escapes(text)
+
+    monkeypatch.setattr(loader.redaction, "_without_escapes", count)
+    for times, want in ((6, r'["a" \u005c%s'), (1_000, '["a" "[redacted]"')):
+        text = r'["a" \u005c' + "u005c" * times
+        want = want % ("u005c" * times) if "%" in want else want
+        passes.clear()
+        assert redact(embed(text), patterns=[EMAIL]) == embed(want)
+        assert len(passes) < 20, "an escape is undone once for each level, however many there are"
 
 
 @pytest.mark.parametrize("way", ["breaks off", "goes on", "is whole in a text"])
