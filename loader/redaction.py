@@ -67,7 +67,8 @@ _OPENER = re.compile(
     rf'|(?<!\\)"[ \t\[{{]*+\\)'
 )
 # The name of a value, where it is in no JSON that can be read.
-_NAMED = r"""(?:["']|u002[27])(?:%s)\\*+(?:["']|u002[27])(?:\s|\\++[nrt])*+:"""
+_NAMED = r"""(?:["']|u002[27])(?:%s)\\*+"""
+_NAME_END = r"""(?:["']|u002[27])(?:\s|\\++[nrt])*+:"""
 _OPENING = ("{", "[", '"')
 # What has these up to where it breaks off was JSON, and not words in brackets.
 _HAS_JSON = re.compile(r'[",\\]')
@@ -215,13 +216,11 @@ class Redactor:
             else:
                 hints = (*names, "\\u") if names else ()
             # Outside of JSON the path is not known: a key on the way to a value counts, too.
-            steps = {step for rule, place in states for step in self._rules[rule][place:]}
-            plain = [
-                "".join(map(_written, step))
-                for step in sorted(steps - {"**"})
-                if not _ESCAPABLE.search(step.replace("/", ""))
-            ]
-            known = hints, re.compile(_NAMED % "|".join(plain)) if plain else None
+            steps = {step for rule, place in states for step in self._rules[rule][place:]} - {"**"}
+            named = _NAMED % "|".join("".join(map(_written, step)) for step in sorted(steps))
+            if any(step == "*" or _ESCAPABLE.search(step.replace("/", "")) for step in steps):
+                named = ""  # any name
+            known = hints, re.compile(named + _NAME_END) if steps else None
             if len(self._names) < 100_000:
                 self._names[states] = known
         return known

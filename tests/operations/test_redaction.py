@@ -258,6 +258,24 @@ def test_outside_of_json_a_key_on_the_way_to_a_value_counts() -> None:
     assert redact(embed(text), "b.y.k") == embed(text)
 
 
+@pytest.mark.parametrize("rule", ["**.y.*", "a.y.*", "a.*.z", 'a.q"', "a.*"])
+def test_any_name_in_quotes_counts_for_a_step_that_is_any_key_or_needs_escapes(rule: str) -> None:
+    text = """{'y': {'z': 1}}"""
+    if rule == "a.*":
+        text = text.replace("y", "x")
+    if '"' in rule:
+        text = """{'q"': 1}"""
+    name = text[: text.index(":") + 1]
+    assert redact(embed(text), rule) == embed(f'{name}"[redacted]"')
+    assert redact(embed("no 'name', \"no\" value"), rule) == embed("no 'name', \"no\" value")
+    assert redact(embed(text), rule.replace("**", "b").replace("a.", "b.")) == embed(text)
+
+
+def test_below_the_key_of_a_rule_any_name_in_quotes_counts() -> None:
+    line = json.dumps({"a": {"y": "{'z': 1}", "x": 1.0}})
+    assert redact(line, "**.y.*") == line.replace("{'z': 1}", r"{'z':\"[redacted]\"")
+
+
 def test_a_name_with_a_slash_is_found_in_quotes() -> None:
     for name in ("x/y", r"x\/y"):
         assert redact(embed(f"bad '{name}': 1"), "**.x/y") == embed(f"bad '{name}':\"[redacted]\"")
