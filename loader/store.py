@@ -7,6 +7,7 @@ format a value into SQL: values are bound, names are checked identifiers.
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -441,9 +442,14 @@ def _open_server(settings: Settings) -> Client:
 
 def _store_error(what: str, settings: Settings, error: Exception) -> StoreError:
     code = getattr(error, "code", None)
-    text = _first_line(str(error))
+    text = str(error)
     if settings.password:
-        text = text.replace(settings.password, "***")
+        # A server or proxy may repeat what it was sent, as it is or as the header of the request.
+        # Hidden before the text is cut: half a password is one too.
+        login = f"{settings.username}:{settings.password}".encode()
+        for secret in (base64.b64encode(login).decode(), settings.password):
+            text = text.replace(secret, "***")
+    text = _first_line(text)
     advice = (
         "Check CLICKHOUSE_ENDPOINT, the user and its rights; then run it again"
         if settings.endpoint

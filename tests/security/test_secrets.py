@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib
 import json
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from loader.cli import VERBS
+from loader.settings import Settings
+from loader.store import _store_error
 from tests.support.http_front import Front
 from tests.support.project import Project
 from tests.test_pipeline import record
@@ -125,6 +128,16 @@ def test_a_failing_server_is_told_of_without_them(tmp_path: Path, file: Path) ->
     for text in said:
         assert PAYLOAD not in text
         assert PASSWORD not in text
+
+
+@pytest.mark.parametrize("pad", [0, 280, 295])
+def test_what_a_server_repeats_of_the_login_is_hidden_before_the_text_is_cut(pad: int) -> None:
+    settings = Settings(endpoint="http://h:1", username="ledger", password=PASSWORD)
+    login = base64.b64encode(f"ledger:{PASSWORD}".encode()).decode()
+    for secret in (PASSWORD, login):
+        said = str(_store_error("it", settings, OSError("e" * pad + f"{secret} Basic {secret}")))
+        assert secret[:3] not in said
+        assert "e" * pad + "***" in said
 
 
 def test_a_password_is_on_no_command_line() -> None:
