@@ -545,8 +545,19 @@ def load_redactor(path: str | Path | None) -> Redactor | None:
         return None
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice, of which YAML silently keeps the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    message = f"`{key}` stands twice; make it one"
+                    raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+            return super().construct_mapping(node, deep)
+
     try:
-        document = yaml.safe_load(Path(path).read_text())
+        document = yaml.load(Path(path).read_text(), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"TOKENLEDGER_REDACTION {path} cannot be read: {error}") from None
     if not isinstance(document, dict) or not document or document.keys() - {"keys", "patterns"}:

@@ -422,6 +422,8 @@ def test_levels_do_not_multiply(way: str) -> None:
         ("patterns: [{name: a, regex: 'x*'}]", "matches nothing"),
         ("patterns: [{name: a}]", "a `name` and a `regex`"),
         ("- : [", "cannot be read"),
+        ("keys: [a]\npatterns: []\nkeys: [b]", "`keys` stands twice"),
+        ("patterns: [{name: a, regex: x, regex: y}]", "`regex` stands twice"),
     ],
 )
 def test_rules_that_are_none_stop_the_program(tmp_path: Path, text: str, said: str) -> None:
