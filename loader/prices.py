@@ -8,9 +8,11 @@ one: that is SQL's. A price that has no exact decimal is an error, never rounded
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -19,8 +21,9 @@ from importlib.metadata import version
 from typing import Any
 
 from loader.documents import as_json_value
-from loader.errors import LoaderError, UsageError
+from loader.errors import LoaderError, StoreError, UsageError
 from loader.settings import Settings
+from loader.sources import Source, hold
 from loader.store import Store, open_store
 
 __all__ = ["PriceBook", "add_arguments", "diff_books", "land_book", "read_book", "run"]
@@ -122,7 +125,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             _print_diff(diff_books(store, *args.diff), args.json)
         else:
             book = read_book()
-            is_new = land_book(store, book)
+            with contextlib.ExitStack() as stack:
+                if not store.is_embedded:  # which this process has to itself
+                    stack.enter_context(hold(_package_file(), settings.lock_timeout, _tell))
+                is_new = land_book(store, book)
             if args.json:
                 summary = {"price_book_version": book.version, "landed": is_new}
                 sizes = {"providers": book.providers, "models": book.models}
@@ -192,55 +198,81 @@ def read_book(
 
 
 def land_book(store: Store, book: PriceBook) -> bool:
-    """Land a version, unless it is there: rows first, read back, then the ledger.
+    """Land a version, unless it is there whole: rows first, read back, then the ledger.
+
+    What a killed run has left of it, a damaged disk, or two runs at once, is landed anew.
 
     Returns
     -------
     bool
-        Whether it was new.
+        Whether rows were landed now.
 
     Raises
     ------
     StoreError
         If the store refuses, or did not keep what was inserted. Run again, it begins anew.
     """
-    chosen = {"version": book.version}
-    where = "where price_book_version = {version:String}"
-    if store.query(f"select 1 from {store.table('raw_price_books')} {where} limit 1", chosen):
+    *held, in_ledger = _held(store, book)
+    wanted = [len(book.prices), len(book.rules)]
+    if in_ledger and held == wanted:
         return False
     landed_at = datetime.now(UTC)
-    for table, columns, rows in (
-        ("raw_prices", PRICE_COLUMNS, book.prices),
-        ("raw_price_rules", RULE_COLUMNS, book.rules),
+    for table, columns, rows, count in (
+        ("raw_prices", PRICE_COLUMNS, book.prices, held[0]),
+        ("raw_price_rules", RULE_COLUMNS, book.rules, held[1]),
     ):
-        # What a killed run has left behind.
-        count = f"select count() from {store.table(table)} {where}"
-        if store.query(count, chosen)[0][0]:
+        if count == len(rows):
+            continue
+        if count:
             store.command(
-                f"alter table {store.table(table)} delete {where} settings mutations_sync = 2",
-                chosen,
+                f"alter table {store.table(table)} delete"
+                " where price_book_version = {version:String} settings mutations_sync = 2",
+                {"version": book.version},
             )
         values = [[book.version, *(row[name] for name in columns), landed_at] for row in rows]
         store.insert_rows(table, ("price_book_version", *columns, "landed_at"), values)
-        found = store.query(count, chosen)[0][0]
-        if found != len(rows):
-            raise PriceBookError(
-                f"{table} holds {found:,} rows of price book {book.version} instead of "
-                f"{len(rows):,}: run it again."
-            )
-    ledger = {
-        "price_book_version": book.version,
-        "package": PACKAGE,
-        "package_version": book.package_version,
-        "content_hash": book.content_hash,
-        "providers": book.providers,
-        "models": book.models,
-        "prices": len(book.prices),
-        "rules": len(book.rules),
-        "landed_at": datetime.now(UTC),
-    }
-    store.insert_rows("raw_price_books", tuple(ledger), [tuple(ledger.values())])
+    # Of both tables, as late as can be: another machine may land the same book at the same time.
+    *held, in_ledger = _held(store, book)
+    if held != wanted:
+        raise StoreError(
+            f"the store {store.settings.store_name} holds {held[0]:,} prices and {held[1]:,} rules "
+            f"of price book {book.version} instead of {wanted[0]:,} and {wanted[1]:,}; another "
+            "process lands it too, perhaps. Run it again when that is done: it lands them anew."
+        )
+    if not in_ledger:
+        ledger = {
+            "price_book_version": book.version,
+            "package": PACKAGE,
+            "package_version": book.package_version,
+            "content_hash": book.content_hash,
+            "providers": book.providers,
+            "models": book.models,
+            "prices": len(book.prices),
+            "rules": len(book.rules),
+            "landed_at": datetime.now(UTC),
+        }
+        store.insert_rows("raw_price_books", tuple(ledger), [tuple(ledger.values())])
     return True
+
+
+def _held(store: Store, book: PriceBook) -> list[int]:
+    """Count what each of the tables holds of a version: prices, rules, rows of the ledger."""
+    counts = (
+        f"(select count() from {store.table(table)} where price_book_version = {{version:String}})"
+        for table in TABLES
+    )
+    return list(store.query(f"select {', '.join(counts)}", {"version": book.version})[0])
+
+
+def _package_file() -> Source:
+    """Give the file that the book is read from: the runs of one machine hold it by turns."""
+    from genai_prices import data
+
+    return Source(data.__file__, data.__file__, True)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def diff_books(store: Store, old: str, new: str) -> list[dict[str, Any]]:

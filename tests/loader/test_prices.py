@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from loader import prices
-from loader.errors import UsageError
+from loader.errors import StoreError, UsageError
 from loader.prices import PriceBook, PriceBookError, diff_books, land_book, read_book
 from loader.store import Store
 
@@ -203,6 +204,73 @@ def test_what_a_killed_run_left_is_begun_anew(store: Store) -> None:
     assert land_book(store, found) is True
     for table, rows in (("raw_prices", found.prices), ("raw_price_rules", found.rules)):
         assert store.query(f"select count() from {store.table(table)}") == [(len(rows),)]
+
+
+@pytest.mark.parametrize("table", ["raw_prices", "raw_price_rules"])
+@pytest.mark.parametrize("state", ["gone", "in part", "twice"])
+def test_a_book_that_is_not_whole_is_landed_anew(store: Store, table: str, state: str) -> None:
+    """A damaged part was set aside, or two runs landed it at once: the ledger has it still."""
+    found = book(model(price(input_mtok=tiered("1", (5, "2")))))
+    land_book(store, found)
+    name = store.table(table)
+    before = {each: held(store, each) for each in prices.TABLES}
+    if state == "gone":
+        store.command(f"truncate table {name}")
+    elif state == "in part":
+        key = "price_row = 1" if table == "raw_prices" else "rule_kind = 'model'"
+        store.command(f"alter table {name} delete where {key} settings mutations_sync = 2")
+    else:
+        store.command(f"insert into {name} select * from {name}")
+    assert held(store, table) != before[table]
+    assert land_book(store, found) is True
+    assert {each: held(store, each) for each in prices.TABLES} == before
+    assert land_book(store, found) is False
+
+
+@pytest.mark.parametrize("moment", prices.TABLES)
+def test_what_another_machine_lands_meanwhile_is_not_in_the_ledger_twice_or_wrong(
+    store: Store, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Their locks do not meet: another one lands the book just before an insert of this one."""
+    found = book(model(price(input_mtok=tiered("1", (5, "2")))))
+    insert, query = store.insert_rows, store.query
+    elsewhere: list[bool] = []
+
+    def land_elsewhere() -> None:
+        elsewhere.append(True)
+        with contextlib.suppress(StoreError):
+            land_book(store, found)
+
+    def overtaken(table: str, *rest: Any) -> None:
+        if table == moment and not elsewhere:
+            land_elsewhere()
+        insert(table, *rest)
+
+    def asked(sql: str, parameters: Any = None) -> Any:
+        done = "raw_price_books" in sql and query(sql, parameters)[0][:2] != (0, 0)
+        if moment == "raw_price_books" and done and not elsewhere:
+            land_elsewhere()
+        return query(sql, parameters)
+
+    monkeypatch.setattr(store, "insert_rows", overtaken)
+    monkeypatch.setattr(store, "query", asked)
+    if moment == "raw_price_books":
+        assert land_book(store, found) is True
+    else:
+        with pytest.raises(StoreError, match="Run it again") as raised:
+            land_book(store, found)
+        assert raised.value.exit_code == 3
+        assert land_book(store, found) is True
+    assert [len(held(store, table)) for table in prices.TABLES] == [
+        len(found.prices),
+        len(found.rules),
+        1,
+    ]
+
+
+def held(store: Store, table: str) -> list[tuple[Any, ...]]:
+    """All that a table holds, but for when it was landed."""
+    return store.query(f"select * except (landed_at) from {store.table(table)} order by all")
 
 
 def test_versions_are_kept_and_compared(store: Store) -> None:

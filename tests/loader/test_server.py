@@ -137,6 +137,27 @@ def test_a_second_loader_of_a_growing_file_waits_for_the_first(
     assert list(project.query(held)[0].values()) == [15, 2]
 
 
+def test_a_second_landing_of_the_price_book_waits_for_the_first(
+    front: Front, project: Project
+) -> None:
+    front.misbehave("slow", inserts=True, contains="raw_price_rules", seconds=4)
+    first = project.start_loader("prices")
+    deadline = time.monotonic() + 60
+    while not front.stats()["faults"][0]["done"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = project.start_loader("prices")
+    stdout, stderr = second.communicate(timeout=60)
+    assert stderr.startswith("waiting up to 60 s for the file")
+    assert stdout.startswith("already there: price book")
+    stdout, stderr = first.communicate(timeout=60)
+    assert (stderr, first.returncode, second.returncode) == ("", 0, 0)
+    assert stdout.startswith("landed price book")
+    held = "select (select count() from raw_prices), (select count() from raw_price_rules)"
+    book = project.query("select prices, rules from raw_price_books")
+    assert [list(row.values()) for row in book] == [list(project.query(held)[0].values())]
+
+
 def test_a_file_that_another_process_keeps_is_left_alone(
     front: Front, project: Project, file: Path
 ) -> None:
