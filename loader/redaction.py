@@ -450,7 +450,7 @@ class Redactor:
             match = _OPENER.search(text, index)
             begin = match.end() if match else len(text)
             # The quote that ends a piece may begin a name.
-            if named and named.start() < index - 1:
+            if named and named.start() < index:
                 named = self._find_named(text, states, index - 1)
             if named and named.start() <= begin:
                 return [*places, (named.end(), len(text), _GOES)]

@@ -235,7 +235,12 @@ def test_values_go_by_their_path_in_text(text: str, want: str) -> None:
         (r"""x {"] {'k': 'y": 1} z""", 'x {"[redacted]"'),
         (r"""x {"z": "{\"y\": \"bad {'k': 1}\"}"} z""", 'x {"z": "[redacted]"'),
         (r"""z='{"k": "x\\"} y"}'""", """z='{"k": "[redacted]\""""),
-        (r"""z='{"k": {"x\\": {}} y": 1}'""", """z='{"k": "[redacted]\""""),
+        (
+            r'z="{\"k\": 1}"k": 2',
+            r'z="{\"k\": \"[redacted]\"}"k":' '"[redacted]"',
+        ),
+        (r'z="\n[1]"k": 1', r'z="\n[1]"k":' '"[redacted]"'),
+        (r"""z='{"k": {"x\\": 1}} y": 1}}'""", """z='{"k": "[redacted]\""""),
         (r"""z='{"\\u006b": "y"}'""", """z='{"[redacted]\""""),
         (r"""{'\\u006b': 'y'}""", r"{'\\u006b':" '"[redacted]"'),
         (
@@ -250,6 +255,11 @@ def test_values_go_by_their_path_in_text(text: str, want: str) -> None:
 )
 def test_what_stands_between_two_quotes_may_be_no_string(text: str, want: str) -> None:
     assert redact(embed(text), "**.k") == embed(want)
+
+
+def test_no_path_leads_into_what_is_no_string() -> None:
+    for text in (r"""x ["] {'k': 'y["] z""", """["] {'k': 'y["] z"""):
+        assert "y" not in redact(embed(text), "a.k")
 
 
 def test_outside_of_json_a_key_on_the_way_to_a_value_counts() -> None:
