@@ -60,12 +60,13 @@ _PIECE_SPACE = r"(?:[ \t\n\r]|\\++(?:[nrt]|u00(?:09|0[aAdD]|20))|data:)*+"
 _PIECE_QUOTE = r'(?:\\*+"|\\++u0022)'
 _LINE_STRING = r'"[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+"'
 _LINE_BLANK = r"(?:[^\S\n\r]|\ufeff)*+"
+_PIECE = rf"\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\["
 _OPENER = re.compile(
     rf"(?P<line>(?<![^\n\r])(?:{_LINE_BLANK}data:)?{_LINE_BLANK}"
-    rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r])))"
-    rf"|(?=\{{{_PIECE_SPACE}{_PIECE_QUOTE}|\["
-    rf'|(?<!\\)"[ \t\[{{]*+\\)'
+    rf"(?={_LINE_STRING}{_LINE_BLANK}(?![^\n\r])|{_PIECE}))"
+    rf'|(?={_PIECE}|(?<!\\)"[ \t\[{{]*+\\)'
 )
+_LINE_END = re.compile(rf"{_LINE_BLANK},?{_LINE_BLANK}(?![^\n\r])")
 # The name of a value, where it is in no JSON that can be read.
 _NAMED = r"""(?:["']|u002[27])(?:%s)\\*+"""
 _NAME_END = r"""(?:["']|u002[27])(?:\s|\\++[nrt])*+:"""
@@ -95,7 +96,8 @@ class _Grammar:
     """What is space and what a string: as JSON says in a record, less strictly in texts in it.
 
     In a text that is no JSON as a whole, what stands between two quotes may be no string: the first
-    may end another one. There a string that names a value breaks the document off.
+    may end another one. There a string that names a value breaks the document off, but in what is
+    all of its lines, as an event of a stream is.
     """
 
     space: re.Pattern[str]
@@ -113,7 +115,8 @@ _STRICT = _Grammar(
 )
 _LOOSE = _Grammar(_SPACE, re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL))
 _DOUBTED = _Grammar(_LOOSE.space, _LOOSE.string, is_doubted=True)
-_LINES = _Grammar(re.compile(_LINE_SPACE), re.compile(_LINE_STRING), is_doubted=True)
+_LINES = _Grammar(re.compile(_LINE_SPACE), re.compile(_LINE_STRING))
+_IN_LINES = _Grammar(_LINES.space, _LINES.string, is_doubted=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,8 +459,13 @@ class Redactor:
                 return [*places, (named.end(), len(text), _GOES)]
             if match is None:
                 return places
-            found, index, is_whole = self._scan(text, begin, states, inner + 1, _LINES)
-            if text[begin] == '"' and is_whole and not match["line"]:
+            if match["line"] is not None and text[begin] != '"':
+                found, index, is_whole = self._scan(text, begin, states, inner + 1, _LINES)
+                if is_whole and _LINE_END.match(text, index):
+                    places += found
+                    continue
+            found, index, is_whole = self._scan(text, begin, states, inner + 1, _IN_LINES)
+            if text[begin] == '"' and is_whole and match["line"] is None:
                 quoted = text[begin:index]
                 if not self._is_json(_unquote(quoted), states, inner + 1):
                     index = begin + 1

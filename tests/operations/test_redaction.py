@@ -558,3 +558,18 @@ def test_off_it_changes_nothing(tmp_path: Path) -> None:
     with Writer(tmp_path / "spool") as writer:
         writer.write({"id": "x", "request_json": {"api_key": SECRET}, "response_json": None})
     assert SECRET.encode() in bytes_below(tmp_path / "spool")
+
+
+@pytest.mark.parametrize("form", ["data: {}\n\n", "{}\r\n", " {} ,\n"])
+def test_what_is_all_of_its_lines_is_no_doubtful_string(form: str) -> None:
+    """Of a stream of events the usage stays, whatever the answer's text quotes."""
+    events = [
+        {"delta": {"content": 'say "hi"', "arguments": '{"api_key": '}},
+        {"delta": {"content": "x"}, "usage": {"total_tokens": 5}},
+    ]
+    text = "".join(form.replace("{}", json.dumps(event)) for event in events)
+    redactor = Redactor(["**.content", "**.api_key"], [])
+    line, _ = redactor.redact(json.dumps({"response_json": text}).encode())
+    found = json.loads(line)["response_json"]
+    assert found.count('"content": "[redacted]"') == 2
+    assert '"usage": {"total_tokens": 5}' in found
