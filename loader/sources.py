@@ -361,8 +361,11 @@ def find_sources(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
     Returns
     -------
     sources : list of Source
+        What cannot be looked at in a folder too: opening it is an error, which keeps no other from
+        being landed.
     skipped : list of str
-        Paths in folders that have the right name but are links or no regular files.
+        Paths in folders that have the right name but are links or no regular files, and links to
+        folders.
 
     Raises
     ------
@@ -381,6 +384,8 @@ def find_sources(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(f"{argument}: {reason}. Nothing was landed.") from None
+        if (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) and not os.access(argument, os.R_OK):
+            raise UsageError(f"{argument}: Permission denied. Nothing was landed.")
         if stat.S_ISDIR(mode):
             found = list(_walk(argument, skipped))
             if not found:
@@ -390,8 +395,6 @@ def find_sources(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
                 )
             sources.extend(found)
         elif stat.S_ISREG(mode):
-            if not os.access(argument, os.R_OK):
-                raise UsageError(f"{argument}: Permission denied. Nothing was landed.")
             sources.append(_file_source(argument))
         elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             sources.append(Source("stdin", argument, False))
@@ -401,16 +404,31 @@ def find_sources(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
 
 
 def _walk(folder: str, skipped: list[str]) -> Iterator[Source]:
-    for parent, folders, names in os.walk(folder):
+    """Give the files of a folder, and what cannot be looked at: landing that is an error then."""
+    unreadable: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=unreadable.append):
         folders.sort()
+        for path in (Path(parent, name) for name in folders):
+            if os.path.islink(path):  # noqa: PTH114 - is_symlink raises where it may not look
+                skipped.append(str(path))
         for name in sorted(names):
             if not name.endswith(SUFFIXES):
                 continue
             path = Path(parent, name)
-            if stat.S_ISREG(path.lstat().st_mode):
+            try:
+                is_file = stat.S_ISREG(path.lstat().st_mode)
+            except FileNotFoundError:
+                continue  # it has gone since it was listed
+            except OSError as error:
+                unreadable.append(error)
+                continue
+            if is_file:
                 yield _file_source(str(path))
             else:
                 skipped.append(str(path))
+    for each in unreadable:
+        if not isinstance(each, FileNotFoundError):
+            yield _file_source(str(each.filename))
 
 
 def _file_source(path: str) -> Source:

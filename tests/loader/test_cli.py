@@ -124,10 +124,26 @@ def test_a_folder_with_packed_files(project: Project, tmp_path: Path) -> None:
     write(folder / "a.ndjson", TRACES[:1])
     (folder / "b.ndjson.gz").write_bytes(gzip.compress((TRACES[1] + "\r\n").encode()))
     (folder / "c.ndjson").symlink_to(folder / "a.ndjson")
+    (folder / "more").symlink_to(tmp_path)
     done = project.loader(str(folder))
     assert "landed 2 traces" in done.stdout
-    assert "skipped" in done.stderr
-    assert "c.ndjson" in done.stderr
+    assert done.stderr.splitlines() == [
+        f"skipped {folder / name}: a link or no regular file" for name in ("more", "c.ndjson")
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
+def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_landed(
+    project: Project, tmp_path: Path
+) -> None:
+    closed = tmp_path / "in" / "closed"
+    closed.mkdir(parents=True)
+    write(tmp_path / "in" / "a.ndjson", TRACES[:1])
+    closed.chmod(0)
+    done = project.loader(str(tmp_path / "in"), expect=2)
+    closed.chmod(0o700)
+    assert "landed 1 trace" in done.stdout
+    assert f"{closed}: cannot be opened: Permission denied." in done.stderr
 
 
 def test_a_record_above_the_limit_is_kept_as_a_reject(project: Project, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import fcntl
 import gzip
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -103,8 +105,54 @@ def test_a_folder_gives_its_regular_files_by_name(tmp_path: Path) -> None:
     assert sorted(Path(path).name for path in skipped) == [
         "dangling.ndjson",
         "link.ndjson",
+        "loop",
         "pipe.ndjson",
     ]
+
+
+@pytest.mark.parametrize("closed", ["closed", "closed/c.ndjson"])
+def test_what_cannot_be_looked_at_in_a_folder_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """A folder without the right to read, or to search: root, who may all, is told so here."""
+    for name in ("a.ndjson", "closed/c.ndjson", "z.ndjson"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    refuse(monkeypatch, str(tmp_path / closed), PermissionError(errno.EACCES, "Permission denied"))
+    sources, skipped = find_sources([str(tmp_path)])
+    names = [os.path.relpath(source.name, tmp_path) for source in sources]
+    assert (sorted(names), skipped) == (["a.ndjson", closed, "z.ndjson"], [])
+    with pytest.raises(SourceError, match=f"{closed}: cannot be opened: Permission denied"):
+        next(source for source in sources if source.name.endswith(closed)).open(SETTINGS)
+
+
+@pytest.mark.parametrize("gone", ["gone", "gone/c.ndjson"])
+def test_what_vanishes_from_a_folder_once_listed_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    for name in ("a.ndjson", "gone/c.ndjson"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    refuse(monkeypatch, str(tmp_path / gone), FileNotFoundError(errno.ENOENT, "No such file"))
+    ((source,), skipped) = find_sources([str(tmp_path)])
+    assert (Path(source.name).name, skipped) == ("a.ndjson", [])
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, path: str, error: OSError) -> None:
+    """Let a path not be listed, looked at or opened."""
+    error.filename = path
+
+    def refused(action: Callable[..., Any]) -> Callable[..., Any]:
+        def run(place: Any, *rest: Any, **named: Any) -> Any:
+            if str(place) == path:
+                raise error
+            return action(place, *rest, **named)
+
+        return run
+
+    monkeypatch.setattr(os, "scandir", refused(os.scandir))
+    monkeypatch.setattr(Path, "lstat", refused(Path.lstat))
+    monkeypatch.setattr(Path, "open", refused(Path.open))
 
 
 def test_a_named_link_is_the_file_it_leads_to(tmp_path: Path) -> None:
