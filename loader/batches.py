@@ -657,13 +657,17 @@ def _is_settled(entry: LedgerEntry, last: bytes, stream: Stream) -> bool:
     """Say whether a batch's last line is still the line that was landed.
 
     A line that had no newline then may have grown since. Behind a whole record only space can
-    follow; behind a rejected one anything else makes it another line.
+    follow; behind a rejected one anything else makes it another line. Where the stream breaks off,
+    it has not grown yet.
     """
     if last == b"\n":
         return True
-    if entry.rows:
-        return stream.peek() in (b"", b"\n", b" ", b"\t", b"\r")
-    return stream.peek_past_blank() in (b"", b"\n")
+    try:
+        if entry.rows:
+            return stream.peek() in (b"", b"\n", b" ", b"\t", b"\r")
+        return stream.peek_past_blank() in (b"", b"\n")
+    except SourceError:
+        return True
 
 
 def _is_there(source: Source, entries: dict[str, LedgerEntry], settings: Settings) -> bool:

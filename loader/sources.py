@@ -97,6 +97,7 @@ class Stream:
         self.name = name
         self.offset = 0
         self._end: int | None = None
+        self._failure: SourceError | None = None
         self._settings = settings
         self._file = file
         self._compressed_bytes = 0
@@ -194,9 +195,15 @@ class Stream:
             raise SourceError(f"{self.name}: cannot be read: {error.strerror}.") from None
 
     def _next_chunk(self) -> bytes:
-        for chunk in self._chunks:
-            if chunk:
-                return chunk
+        if self._failure is not None:
+            raise self._failure  # as often as it is read: it has no end
+        try:
+            for chunk in self._chunks:
+                if chunk:
+                    return chunk
+        except SourceError as error:
+            self._failure = error
+            raise
         return b""
 
     def _read_compressed(self, size: int) -> bytes:

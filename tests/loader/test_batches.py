@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import io
 import tempfile
@@ -390,6 +391,20 @@ def test_a_line_is_not_landed_twice_when_its_newline_comes(
     (new,) = file.land(line + rest + LINE + b"\n")
     assert (new.rows, new.rejects) == (1, 0)
     assert new.start == len(line)
+
+
+def test_a_rejected_line_is_listed_once_while_a_compressed_file_ends_early(file: File) -> None:
+    """Only space comes behind it, and then the file breaks off, once more and still not whole."""
+    line = b'{"of":"no format"}'
+    packed = gzip.compress(line + b" " * 9 + b"\n" + LINE + b"\n", 0)
+    begin = packed.index(line)
+    landed = []
+    for length in (begin + len(line), begin + len(line) + 5):
+        landed += file.land(packed[:length])
+        with pytest.raises(SourceError, match="ends early"):
+            list(_read(file.source, file.entries, FRAMER, SMALL))
+    landed += file.land(packed)
+    assert [(batch.rows, batch.rejects) for batch in landed] == [(0, 1), (1, 0)]
 
 
 def test_a_torn_line_that_ends_in_space_is_read_again(file: File) -> None:
