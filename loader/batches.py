@@ -391,15 +391,19 @@ class _Cutter:
         begin = self.start + sum(len(line) + 1 for line in self.lines[:first])
         entries = self._landed(self.start, begin, self.start + self.size)
         ends = {entry.end for entry in entries}
+        last_end = max(ends, default=0)
         places: dict[str, tuple[int, int, int]] = {}
         hash_, end = new_hash(self.source, self.start), self.start
-        for index, line in enumerate(self.lines if ends else (), 1):
+        for index, line in enumerate(self.lines, 1):
+            if end >= last_end:
+                break
             end += _hash_line(hash_, line, is_terminated or index < len(self.lines))
             if end in ends:
                 places[batch_id_of(hash_)] = 0, index, 0
+        line = self.lines[first]
+        size_of_text = len(line.rstrip())
         for size in {entry.end - begin for entry in entries if entry.start == begin}:
-            line = self.lines[first]
-            if size <= len(line) and _is_blank(line[size:]):
+            if size_of_text <= size <= len(line):
                 hash_ = new_hash(self.source, begin)
                 hash_.update(line[:size])
                 places[batch_id_of(hash_)] = first, first + 1, size

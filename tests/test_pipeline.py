@@ -85,6 +85,10 @@ def test_the_examples_become_what_they_mean(project: Project) -> None:
     assert snapshot(project) == before
 
 
+def test_all_compiles_on_a_store_that_has_nothing(embedded: Project) -> None:
+    embedded.dbt("--quiet", "compile")
+
+
 def test_a_trace_is_readable_before_and_after_dbt(project: Project, tmp_path: Path) -> None:
     project.dbt(*RUN)  # nothing has landed yet
     project.loader(str(write(tmp_path / "a.ndjson", [record(1), record(2)])))

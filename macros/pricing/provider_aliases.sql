@@ -9,16 +9,16 @@ says which it holds (macros/landing/seed_tables.sql).
     {{ return(comments.get(this.identifier, '') != comments.get('provider_aliases', '')) }}
 {%- endmacro -%}
 
-{#- pre_hook: all pairs are matched anew. -#}
+{#- pre_hook: all pairs are matched anew; `--empty` matches none. -#}
 {%- macro forget_matches_by_other_aliases() -%}
-    {%- if execute and is_incremental() and has_other_aliases() -%}
+    {%- if execute and not flags.EMPTY and is_incremental() and has_other_aliases() -%}
         truncate table {{ this }}{{ on_cluster() }}
     {%- endif -%}
 {%- endmacro -%}
 
 {#- post_hook: they are. -#}
 {%- macro note_aliases() -%}
-    {%- if execute and has_other_aliases() -%}
+    {%- if execute and not flags.EMPTY and has_other_aliases() -%}
         alter table {{ this }}{{ on_cluster() }} modify comment {{ sql_text(_alias_comments()['provider_aliases']) }}
     {%- endif -%}
 {%- endmacro -%}
