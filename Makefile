@@ -47,8 +47,9 @@ test-dbt: setup ## the project built on a scratch path with its dbt tests
 test-adapter: setup ## the adapter's own tests
 	$(BIN)/python -m pytest -o pythonpath=adapter/tests adapter/tests
 
+# Three workers on two cores: much of a test is waiting for processes to start and end.
 test-python: setup ## the loader's tests, kills and faults
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests
 
 lint: setup ## ruff, mypy, sqlfluff
 	$(BIN)/ruff check .
