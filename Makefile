@@ -5,7 +5,7 @@ BIN := .venv/bin
 SCRATCH := target/scratch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench docs lock clean test-dbt test-python test-adapter \
+.PHONY: help setup demo test lint lint-sql bench docs lock clean test-dbt test-python test-adapter \
 	test-long test-server test-letta soak sweep fuzz examples
 
 help: ## this list
@@ -51,13 +51,15 @@ test-adapter: setup ## the adapter's own tests
 test-python: setup ## the loader's tests, kills and faults
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests
 
-lint: setup ## ruff, mypy, sqlfluff
+lint: setup ## ruff, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint-sql: setup ## sqlfluff, four minutes
 	$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 models tests/singular tests/generic
 
-test-long: setup ## the tests that take minutes each
+test-long: lint-sql ## the tests that take minutes each
 	$(BIN)/python -m pytest tests -m long
 
 fuzz: setup ## a million records and 100,000 hostile bodies; FUZZ_SEED repeats a run

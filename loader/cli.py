@@ -7,12 +7,16 @@ module with `add_arguments(parser)` and `run(args, settings) -> int`, imported o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
+from typing import TextIO
 
 from loader import __version__
 from loader.errors import LoaderError
@@ -66,6 +70,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module.add_arguments(parser)
     # The client warns about what it then raises: it is said once, by us.
     logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
+    with contextlib.redirect_stderr(_Messages(sys.stderr)):
+        return _run(module, parser, given)
+
+
+class _Messages(io.TextIOBase):
+    """Stderr, whose reader may go: what is said after that is lost, and nothing else is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return len(text)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+def _run(module: ModuleType, parser: argparse.ArgumentParser, given: Sequence[str]) -> int:
     try:
         return int(module.run(parser.parse_args(given), Settings.from_environment()))
     except LoaderError as error:
@@ -75,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{_USAGE}: interrupted. Run it again to finish.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Who read our output has gone; there is nobody left to tell.
+        # Who read our output on stdout has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

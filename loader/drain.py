@@ -49,6 +49,7 @@ from loader.spool import (
     open_spool,
     read_frames,
     sync_directory,
+    sync_file,
     try_lock,
 )
 
@@ -312,17 +313,17 @@ class Drainer:
         claim = _hold(path)
         if claim is None:
             return None
-        if path.suffix == ".landed":
-            self._remove(claim)
+        try:
+            claim.segments = len(_segments(path))
+            if path.suffix == ".landed" or claim.segments == 0:
+                self._remove(claim)
+                claim.release()
+                return None
+            if path.suffix == ".open":
+                self._seal(claim)
+        except BaseException:
             claim.release()
-            return None
-        claim.segments = len(_segments(path))
-        if claim.segments == 0:
-            self._remove(claim)
-            claim.release()
-            return None
-        if path.suffix == ".open":
-            self._seal(claim)
+            raise
         return claim
 
     def _gather(self) -> _Claim | None:
@@ -443,6 +444,8 @@ class Drainer:
 
     def _seal(self, claim: _Claim) -> None:
         """Fix a batch's content, durably: what is landed must never be cut another way."""
+        for path in _segments(claim.path):
+            sync_file(path)
         claim.rename(".ready")
         sync_directory(claim.path)
         sync_directory(self.spool)

@@ -439,7 +439,10 @@ def _walk(folder: str, skipped: list[str]) -> Iterator[Source]:
 
 
 def _file_source(path: str) -> Source:
-    name = os.fsencode(os.path.realpath(path))
+    target = os.path.realpath(path)
+    name = os.fsencode(target)
+    if Path(target).exists():
+        path = target  # a link that moves on before its turn is another file's
     try:
         return Source(name.decode(), path, True)
     except UnicodeDecodeError:

@@ -100,14 +100,19 @@ LONG_TESTS = (
     *("test_a_book_that_lands_within_a_run", "test_the_whole_path_on_a_cluster_of_one[whole"),
     *("test_a_sharded_store_gets_no_roles", "test_dbt_grants_the_marts_to_the_roles"),
     *("test_a_run_that_would_empty_reports", "test_only_what_is_pending_is_read"),
-    "test_erasing_one_leaves_every_other[server-%",
+    *("test_erasing_one_leaves_every_other[server-%", "test_the_bills_of_the_examples_differ"),
 )
 # Each read of an embedded store opens it.
 SLOW_EMBEDDED = ("test_organizations.py", "test_reader.py")
 
 
+# Of the short ones those that take longest: last, they would leave the other workers nothing to do.
+FIRST = ("test_pipeline.py", "test_seeds.py", "test_cluster.py", "test_explain.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as long what takes minutes, and the whole path on a second kind of store."""
+    items.sort(key=lambda item: not str(item.path).endswith(FIRST))
     for item in items:
         path = str(item.path)
         on_server = path.endswith(LONG_ON_A_SERVER) and "[server" in item.name

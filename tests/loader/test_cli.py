@@ -146,6 +146,25 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_landed(
     assert f"{closed}: cannot be opened: Permission denied." in done.stderr
 
 
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_messages_that_nobody_hears_change_nothing(
+    embedded: Project, tmp_path: Path, is_missing: bool
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.ndjson").write_text('{"request_json": {}, "response_json": {}}\n')
+    (folder / "link.ndjson").symlink_to("a.ndjson")
+    if is_missing:
+        (folder / "b.ndjson.gz").write_bytes(b"\x1f\x8bbroken")
+    heard, said = os.pipe()
+    os.close(heard)
+    process = embedded.start_loader(str(folder), stderr=said)
+    os.close(said)
+    process.communicate()
+    assert process.returncode == (2 if is_missing else 0)
+    assert embedded.value("select count() from raw_traces") == 1
+
+
 def test_a_record_above_the_limit_is_kept_as_a_reject(project: Project, tmp_path: Path) -> None:
     long = '{"request_json":"' + "é" * 1_000_000 + '"}'
     file = write(tmp_path / "a.ndjson", [TRACES[0], long, TRACES[1]])

@@ -160,6 +160,8 @@ def test_a_named_link_is_the_file_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("a.ndjson")
     sources, _ = find_sources([str(tmp_path / "link")])
     assert sources[0].name == str(tmp_path / "a.ndjson")
+    # It may lead elsewhere when its turn comes.
+    assert sources[0].path == sources[0].name
 
 
 @pytest.mark.parametrize("name", ["missing.ndjson", "empty", "a\0b", "socket"])

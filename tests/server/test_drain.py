@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import loader.drain
 import loader.landing
 import loader.store
 from loader.batches import Batch
@@ -316,6 +317,37 @@ def test_a_batch_that_was_being_filled_is_taken_over(fake: FakeStore, tmp_path: 
     first.rename(half / first.name)
     drain(spool)
     assert (fake.rows, list(spool.iterdir())) == (2, [])
+
+
+def test_what_is_fixed_is_on_the_disk(
+    fake: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power failure would cut it, and what is left would be another batch."""
+    synced: list[str] = []
+    monkeypatch.setattr(loader.drain, "sync_file", lambda path: synced.append(path.parent.suffix))
+    fill(tmp_path / "spool", "a", "b", per_segment=1)
+    drain(tmp_path / "spool")
+    assert synced == [".open", ".open"]
+
+
+def test_a_batch_that_could_not_be_taken_over_is_let_go(
+    fake: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, "a")
+    (first,) = spool.iterdir()
+    half = spool / f"batch-{first.stem}.open"
+    half.mkdir()
+    first.rename(half / first.name)
+
+    def refused(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched, pytest.raises((OSError, SpoolError)):
+        patched.setattr(loader.drain, "sync_file", refused)
+        drain(spool)
+    drain(spool)
+    assert (fake.rows, list(spool.iterdir())) == (1, [])
 
 
 def test_the_store_is_away_and_back(fake: FakeStore, tmp_path: Path) -> None:
