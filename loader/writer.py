@@ -389,14 +389,16 @@ def encode_trace(trace: Any) -> bytes:
     Raises
     ------
     SpoolError
-        If it has no fields, or cannot be serialised at all (it holds itself, or nests too deep).
+        If it has no fields, is blank, or cannot be serialised at all (it holds itself, or nests too
+        deep).
     """
-    if isinstance(trace, bytes):
-        return trace
     if isinstance(trace, str):
-        return trace.encode("utf-8", "surrogatepass")
-    if isinstance(trace, (bytearray, memoryview)):
-        return bytes(trace)
+        trace = trace.encode("utf-8", "surrogatepass")
+    if isinstance(trace, (bytes, bytearray, memoryview)):
+        line = bytes(trace)
+        if not line or line.isspace():  # it would be acknowledged, and land as nothing
+            raise SpoolError("a blank record: give a mapping, a model or a JSON record")
+        return line
     record = to_mapping(trace)
     if record is None:
         raise SpoolError(

@@ -98,6 +98,13 @@ def test_keys_and_surrogates_that_json_cannot_hold() -> None:
     assert found["request_json"] == {"(1, 2)": "\ud800"}
 
 
+@pytest.mark.parametrize("blank", ["", " \n", b"", b"\t\r\n ", bytearray(b"  ")])
+def test_a_blank_record_is_refused(blank: Any) -> None:
+    """It would be acknowledged, and land as neither row nor reject."""
+    with pytest.raises(SpoolError, match="blank"):
+        encode_trace(blank)
+
+
 def test_what_holds_itself_is_refused_by_name() -> None:
     circle: dict[str, Any] = {}
     circle["self"] = circle
@@ -551,6 +558,10 @@ def test_the_parents_segment_is_not_kept_alive_by_a_child(tmp_path: Path) -> Non
     )
     try:
         assert process.wait(30) == -9
+        # The child lets go as soon as it runs, which it need not have yet.
+        deadline = time.monotonic() + 30
+        while spool_status(spool)["segments_stale"] == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
         assert spool_status(spool)["segments_stale"] == 1
     finally:
         assert process.stdin is not None
