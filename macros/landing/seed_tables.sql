@@ -2,7 +2,8 @@
 Seeds decide on money. dbt's way to load one is to empty its table, then to fill it: whoever comes
 between, or after a load that failed, prices without it. Here a seed is loaded beside its table and
 exchanged for it, so that it is there as it was or as it is. The table's comment is the checksum of
-its file, by which a run sees that it was not loaded, or has changed since.
+its file and how many rows it has, by which a run sees that it was not loaded, has changed since, or
+was lost in part.
 -#}
 
 {#- on-run-start: the tables of seeds that were never loaded, empty, so that `dbt run` works on a fresh
@@ -25,7 +26,8 @@ its file, by which a run sees that it was not loaded, or has changed since.
 {%- macro warn_of_stale_seeds() -%}
     {%- if execute and flags.WHICH == 'run' -%}
         {%- set loaded = dict(run_query(
-            'select name, comment from system.tables where database = ' ~ sql_text(target.schema)
+            "select name, if(comment = '', '', splitByChar(' ', comment)[1] || if(toUInt64OrZero(splitByChar(' ', comment)[2])"
+            ~ " = total_rows, '', ' in part')) from system.tables where database = " ~ sql_text(target.schema)
         ).rows | map('list')) -%}
         {%- set stale = [] -%}
         {%- for seed in graph.nodes.values() if seed.resource_type == 'seed' and seed.package_name == project_name
@@ -47,7 +49,7 @@ its file, by which a run sees that it was not loaded, or has changed since.
         {%- do columns.append('`' ~ column.name ~ '` ' ~ column.data_type) -%}
     {%- endfor -%}
     create table if not exists {{ relation }}{{ on_cluster() }} ({{ columns | join(', ') }})
-    engine = {{ ledger_engine() }} order by tuple() comment {{ sql_text(comment) }}
+    engine = {{ ledger_engine() }} order by tuple() settings {{ durable() }} comment {{ sql_text(comment) }}
 {%- endmacro -%}
 
 {#- Instead of dbt's, which empties the table. Of a file without rows dbt loads nothing. -#}
@@ -61,7 +63,7 @@ its file, by which a run sees that it was not loaded, or has changed since.
 {%- macro clickhouse__load_csv_rows(model, agate_table) -%}
     {%- set beside = this.incorporate(path={'identifier': this.identifier ~ '__dbt_tmp'}) -%}
     {%- do run_query('drop table if exists ' ~ beside ~ on_cluster() ~ ' sync') -%}
-    {%- do run_query(seed_table_ddl(beside, model, model.checksum.checksum)) -%}
+    {%- do run_query(seed_table_ddl(beside, model, model.checksum.checksum ~ ' ' ~ agate_table.rows | length)) -%}
     {%- set rows = adapter.get_csv_data(agate_table) -%}
     {%- if rows -%}
         {%- do adapter.add_query(

@@ -5,6 +5,14 @@
     it. Left as they are otherwise. -#}
 {%- macro reopen_batches() -%}
     {%- if execute and not is_incremental() -%}
+        {#- dbt looked at what there is before it waited for another run. -#}
+        {%- if not should_full_refresh() and run_query(
+            'select count() from system.tables where database = ' ~ sql_text(this.schema) ~ ' and name = ' ~ sql_text(this.identifier)
+        ).rows[0][0] | int > 0 -%}
+            {{ exceptions.raise_compiler_error(
+                'another run has made ' ~ this.identifier ~ ' since this one began, and nothing was done: run it again.'
+            ) }}
+        {%- endif -%}
         {%- for name in ['transformed_batches', 'costed_batches', 'llm_trace_costs'] -%}
             {%- do run_query('truncate table if exists ' ~ this.incorporate(path={'identifier': name}) ~ on_cluster()) -%}
         {%- endfor -%}

@@ -120,3 +120,16 @@ def test_a_killed_run_leaves_a_lock_that_the_next_takes_over(
     server.dbt("run", "--vars", "run_lock_stale_seconds: 5")
     assert server.value("select count() from llm_traces") == 500
     assert server.value("select uniqExact(id) from llm_traces") == 500
+
+
+def test_two_first_runs_at_once_undo_nothing(server: Project, tmp_path: Path) -> None:
+    """The second has looked at what there is before it waits."""
+    server.loader("prices")
+    server.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(9)])))
+    runs = [server.start_dbt("run", "--select", "+costed_batches") for _ in range(2)]
+    said = [run.communicate()[0] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 1]
+    assert sum("another run has made llm_traces since this one began" in one for one in said) == 1
+    for table in ("llm_traces", "llm_trace_costs"):
+        assert server.value(f"select count() from {table}") == 9
+    assert server.value("select count() from costed_batches") == 1

@@ -67,8 +67,13 @@ def test_a_run_says_what_is_not_loaded_and_follows_what_is(
     ]
     matches = "select match_status, matched_at from llm_price_matches"
     (match,) = embedded.query(matches)
-    embedded.dbt("run", "--select", "llm_price_matches")
+    embedded.query("alter table budgets delete where 1 settings mutations_sync = 2")
+    embedded.query("alter table llm_traces drop column finish_reason_raw")
+    said = embedded.dbt("run", "--select", "llm_price_matches").stdout
     assert embedded.query(matches) == [match]
+    assert "not in the store as they are here: seeds/budgets.csv. This" in said
+    said = embedded.dbt("run", "--select", "llm_traces", expect=1).stdout
+    assert "llm_traces was made by an earlier version and has no column finish_reason_raw" in said
 
 
 def test_a_run_that_would_empty_reports_is_refused(embedded: Project, tmp_path: Path) -> None:
