@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
@@ -85,7 +86,7 @@ class _Messages(io.TextIOBase):
             self._stream.write(text)
             self._stream.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            _silence(self._stream)
         return len(text)
 
     def fileno(self) -> int:
@@ -93,6 +94,12 @@ class _Messages(io.TextIOBase):
 
     def isatty(self) -> bool:
         return self._stream.isatty()
+
+
+def _silence(stream: TextIO) -> None:
+    """Send what is still said on a stream nowhere, so that closing it is no error either."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _run(module: ModuleType, parser: argparse.ArgumentParser, given: Sequence[str]) -> int:
@@ -106,7 +113,7 @@ def _run(module: ModuleType, parser: argparse.ArgumentParser, given: Sequence[st
         return 130
     except BrokenPipeError:
         # Who read our output on stdout has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 0
     except Exception as error:
         # Ours to mend. Its message is left out: it may quote what was being landed.

@@ -76,7 +76,7 @@ _HAS_JSON = re.compile(r'[",\\]')
 
 # Of each rule, how far a path has come along it.
 _States = frozenset[tuple[int, int]]
-# What a text has if rules may name a value in it, and how it has their last key in quotes.
+# What a text has if rules may name a value in it, and how it has their keys in quotes.
 _Names = tuple[tuple[str, ...], re.Pattern[str] | None]
 # Begin, end, and the states of a string; None where only patterns look, _GOES of a value that goes.
 _Place = tuple[int, int, _States | None]
@@ -210,7 +210,7 @@ class Redactor:
         return known
 
     def _names_of(self, states: _States) -> _Names:
-        """Give how the last keys of rules may stand in a text."""
+        """Give how the last keys of rules may stand in a text, and their keys before a colon."""
         known = self._names.get(states)
         if known is None:
             names = {self._rules[rule][-1] for rule, _ in states}
@@ -234,7 +234,7 @@ class Redactor:
         return any(hint in text for hint in hints)
 
     def _find_named(self, text: str, states: _States, begin: int = 0) -> re.Match[str] | None:
-        """Find the last key of a rule, in quotes of any kind and before a colon."""
+        """Find a key of a rule in quotes of any kind and before a colon."""
         _, pattern = self._names_of(states)
         return pattern.search(text, begin) if pattern else None
 

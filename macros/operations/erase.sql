@@ -244,7 +244,7 @@ from matched
 
 {#- By trace where a table has an id, else by organization and day, which the next run builds anew. -#}
 {%- macro _erase_from_models(list, places, organization) -%}
-    {%- set organization_hash = run_query('select hex(SHA256(' ~ sql_text(organization) ~ '))').rows[0][0] -%}
+    {%- set organization_hash = run_query('select hex(SHA256(' ~ sql_text(organization) ~ '))').rows[0][0] if organization -%}
     {%- for table in built_tables() -%}
         {%- set dates = [] -%}
         {%- for column in table.columns if column.endswith('_date') -%}{%- do dates.append(column) -%}{%- endfor -%}

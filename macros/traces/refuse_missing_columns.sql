@@ -1,7 +1,7 @@
 {#- pre_hook: what is only appended to is not looked at by on_schema_change. A column that the table has
     not would be left out of what is written, without a word. -#}
 {%- macro refuse_missing_columns() -%}
-    {%- if execute and model.config.materialized.endswith('incremental') and is_incremental() -%}
+    {%- if execute and is_incremental() -%}
         {%- set there = adapter.get_columns_in_relation(this) | map(attribute='name') | list -%}
         {%- set missing = model.columns.keys() | reject('in', there) | list -%}
         {%- if missing -%}
