@@ -123,6 +123,8 @@ class Batch:
         Records that do not name themselves, and records that had to be changed to be accepted.
     reasons : Counter
         Rejected lines by reason.
+    rejected_at : frozenset of int
+        The positions of the rejected lines; the records are at all others below `lines`.
     """
 
     batch_id: str
@@ -135,6 +137,7 @@ class Batch:
     rejects: int
     traces: list[Buffer] = field(repr=False)
     rejected: list[Buffer] = field(repr=False)
+    rejected_at: frozenset[int] = field(repr=False)
     without_id: int = 0
     repaired: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -473,6 +476,7 @@ def encode_batch(
     source = encode_string(cut.source.encode())
     traces: list[Buffer] = []
     rejected: list[Buffer] = []
+    rejected_at: list[int] = []
     reasons: Counter[str] = Counter()
     rows = without_id = repaired = position = 0
     offset, line_number = cut.start, cut.first_line
@@ -498,6 +502,7 @@ def encode_batch(
             if index == last and not cut.is_terminated and _may_go_on(framed.reason, line):
                 framed = _UNFINISHED
             reasons[framed.reason] += 1
+            rejected_at.append(position)
             rejected += (
                 batch_id,
                 encode_uint32(position),
@@ -538,6 +543,7 @@ def encode_batch(
         rejects=position - rows,
         traces=traces,
         rejected=rejected,
+        rejected_at=frozenset(rejected_at),
         without_id=without_id,
         repaired=repaired,
         reasons=reasons,

@@ -146,6 +146,9 @@ class Framer:
             if isinstance(split, Rejection):
                 return split
             parts, repairs = split
+        else:
+            if _has_key_twice(line, parts):
+                return _DUPLICATE_KEY
         return self._arrange(parts, repairs)
 
     def _arrange(self, parts: dict[str, Any], repairs: tuple[str, ...]) -> Record | Rejection:
@@ -181,6 +184,9 @@ class Framer:
 _NOT_JSON = Rejection("not_json", "the line is no JSON document")
 _NOT_AN_OBJECT = Rejection("not_an_object", "the line is JSON, but no object")
 _TOO_DEEP = Rejection("too_deep", "the line nests deeper than can be read")
+_DUPLICATE_KEY = Rejection(
+    "duplicate_key", "a key stands twice in the object, and only one could be kept"
+)
 _UNKNOWN_FORMAT = Rejection(
     "unknown_format", "the object has the keys of no known format; see loader/formats.yml"
 )
@@ -194,6 +200,25 @@ def _matches(format_: Format, parts: dict[str, Any]) -> bool:
     if format_.match_any:
         return any(key in parts for key in format_.match_any)
     return True
+
+
+# The shortest member there is: `"":1,`.
+_MEMBER_BYTES = 5
+_MEMBER_HEAD = re.compile(rb'\s*[{,]\s*"(?>[^"\\]+|\\.)*+"\s*:\s*')
+
+
+def _has_key_twice(line: bytes, parts: dict[str, Any]) -> bool:
+    """Say whether an object has more members than were read of it: of a key the last one stays."""
+    shortest = sum(map(len, parts)) + sum(map(len, parts.values())) + 4 * len(parts) + 1
+    if len(line) < shortest + _MEMBER_BYTES:
+        return False
+    end = 0
+    for value in parts.values():
+        head = _MEMBER_HEAD.match(line, end)
+        if head is None or not line.startswith(bytes(value), head.end()):
+            return True
+        end = head.end() + len(value)
+    return line[end:].strip() != b"}"
 
 
 def _split_leniently(
@@ -250,6 +275,8 @@ def _split_object(text: str) -> dict[str, bytes] | Rejection:
     index = skip(start + 1)
     while text[index] != "}":
         key, index = _DECODER.raw_decode(text, index)
+        if key in parts:
+            return _DUPLICATE_KEY
         begin = skip(skip(index) + 1)
         _, index = _DECODER.raw_decode(text, begin)
         parts[key] = text[begin:index].encode()

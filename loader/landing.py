@@ -1,11 +1,11 @@
 """Landing: the protocol that makes a batch be in the store once, whenever the loader is killed.
 
 For each batch: is it in the ledger, then it is there. Else count what the raw tables hold of it,
-by distinct position: nothing, insert; all, go on; a part, remove that part and insert. Read the
-counts back, and only then write the ledger row. A lost answer is looked for before it is tried
-again. A file is landed by one loader at a time: on this machine it is held, and what another one
-has landed of it meanwhile is looked for with each batch. Refuses to lean on the engine's insert
-deduplication, and to parse anything.
+by distinct position: nothing, insert; all, go on; a part, or what other formats made rows and
+rejects of, remove it and insert. Read the counts back, and only then write the ledger row. A lost
+answer is looked for before it is tried again. A file is landed by one loader at a time: on this
+machine it is held, and what another one has landed of it meanwhile is looked for with each batch.
+Refuses to lean on the engine's insert deduplication, and to parse anything.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from loader.rowbinary import (
     encode_uint64,
 )
 from loader.settings import Settings
-from loader.sources import Source, hold
+from loader.sources import Source, hold, keep
 from loader.store import Store
 
 __all__ = ["Summary", "land_batch", "land_source", "place_batch", "record_batch"]
@@ -286,8 +286,12 @@ def land_source(
     known: set[str] | None = None
     broken: SourceError | None = None
     with contextlib.ExitStack() as stack:
-        if source.is_file and not store.is_embedded:  # which this process has to itself
-            stack.enter_context(hold(source, settings.lock_timeout, on_wait))
+        if source.is_file:
+            # An embedded store is this process's own.
+            held = (
+                keep(source) if store.is_embedded else hold(source, settings.lock_timeout, on_wait)
+            )
+            source = stack.enter_context(held)
         entries = _patiently(lambda number: _ledger_of(store, source), store, "", time.sleep)
         if source.is_file:
             known = {entry.batch_id for entry in entries}
@@ -545,12 +549,14 @@ def _finish(
 ) -> None:
     """Bring the raw tables to the whole batch, read that back, and write the ledger row."""
     query_id = f"{batch.batch_id}-{attempt}"
+    is_changed = False
     for table, columns, rows, held, wanted in (
         ("raw_traces", TRACE_COLUMNS, batch.traces, found.traces, batch.rows),
         ("raw_rejects", REJECT_COLUMNS, batch.rejected, found.rejects, batch.rejects),
     ):
-        if held == wanted:
+        if held == wanted and (not held or _holds_its_lines(store, batch, table)):
             continue
+        is_changed = True
         if held:
             store.command(
                 f"alter table {store.table(table)} delete where batch_id = {{batch_id:String}}"
@@ -560,7 +566,7 @@ def _finish(
         if wanted:
             token = None if held else f"{batch.batch_id}-{table}"
             store.insert_binary(table, columns, rows, f"{query_id}-{table}", token)
-    if (found.traces, found.rejects) != (batch.rows, batch.rejects):
+    if is_changed:
         found = _look(store, batch, known)
         _refuse_twice(batch, found.others, known)
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):
@@ -569,6 +575,22 @@ def _finish(
             f"rejects of batch {batch.batch_id} after inserting {batch.rows} and {batch.rejects}. "
             "Nothing is lost: run it again."
         )
+
+
+def _holds_its_lines(store: Store, batch: Batch, table: str) -> bool:
+    """Say whether what a table holds of a batch, as much as it should, is what it should hold.
+
+    A run that was killed may have known other formats or limits, by which other lines are records.
+    """
+    rows = store.query(
+        f"select groupUniqArray(position) from {store.table(table)}"
+        " where batch_id = {batch_id:String}",
+        {"batch_id": batch.batch_id},
+    )
+    is_reject = table == "raw_rejects"
+    return set(rows[0][0]) == {
+        position for position in range(batch.lines) if (position in batch.rejected_at) == is_reject
+    }
 
 
 def _ledger_row(batch: Batch) -> bytes:

@@ -178,6 +178,7 @@ def _replayed(
         lines=len(rejects),
         rejects=len(others),
         rejected=_encoded(cut.batch_id, batch.rows, others),
+        rejected_at=frozenset(range(batch.rows, len(rejects))),
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +24,7 @@ from loader.errors import SourceError, SourceTakenError, UsageError
 from loader.settings import Settings
 from loader.spool import try_lock
 
-__all__ = ["STDIN", "Source", "Stream", "find_sources", "hold"]
+__all__ = ["STDIN", "Source", "Stream", "find_sources", "hold", "keep"]
 
 STDIN = "-"
 SUFFIXES = tuple(
@@ -50,11 +50,15 @@ class Source:
         The path to open; None for standard input.
     is_file : bool
         A regular file: it can be opened again, and the ledger's chain of its batches followed.
+    kept : binary file, optional
+        The file as it was found, kept open: what stands at its path must be the same at each
+        opening, as a batch is what one file holds.
     """
 
     name: str
     path: str | None
     is_file: bool
+    kept: BinaryIO | None = None
 
     def open(self, settings: Settings, offset: int = 0) -> Stream:
         """Open the source at an offset of its decompressed bytes.
@@ -62,11 +66,15 @@ class Source:
         Raises
         ------
         SourceError
-            If it cannot be opened, or ends before the offset.
+            If it cannot be opened, ends before the offset, or is another file than the one kept.
         """
         if self.path is None:
             return Stream(sys.stdin.buffer, self.name, settings)
-        stream = Stream(_open(self.path), self.name, settings)
+        file = _open(self.path)
+        if self.kept is not None and not _is_same(self.kept, file):
+            file.close()
+            raise SourceError(f"{self.name}: was replaced while it was read; run it again.")
+        stream = Stream(file, self.name, settings)
         try:
             stream.skip(offset)
         except BaseException:
@@ -288,10 +296,24 @@ class Stream:
 
 
 @contextlib.contextmanager
+def keep(source: Source) -> Iterator[Source]:
+    """Give a file's source such that it opens this file, and none that takes its place.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be opened.
+    """
+    assert source.path is not None
+    with _open(source.path) as file:
+        yield replace(source, kept=file)
+
+
+@contextlib.contextmanager
 def hold(
     source: Source, seconds: float, on_wait: Callable[[str], None] | None = None
-) -> Iterator[None]:
-    """Keep other loaders of this machine off a file, as long as the context lasts.
+) -> Iterator[Source]:
+    """Keep a file (see `keep`), and other loaders of this machine off it, while the context lasts.
 
     A file system without locks (NFS, for a file that is opened for reading) is no obstacle.
 
@@ -330,7 +352,7 @@ def hold(
                     )
                 time.sleep(_LOOK_AGAIN_SECONDS)
             if _is_at(source.path, file):
-                yield
+                yield replace(source, kept=file)
                 return
 
 
@@ -347,6 +369,10 @@ def _is_locked(file: BinaryIO) -> bool:
         return try_lock(file.fileno())
     except OSError:
         return True
+
+
+def _is_same(one: BinaryIO, other: BinaryIO) -> bool:
+    return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
 
 
 def _is_at(path: str, file: BinaryIO) -> bool:

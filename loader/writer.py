@@ -30,6 +30,7 @@ import errno
 import json
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -356,6 +357,9 @@ def _stringify_keys(value: Any) -> Any:
     return value
 
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _dump(value: Any) -> bytes:
     """Serialise what msgspec should not or cannot: as ``json.dumps(value, default=str)`` does."""
     try:
@@ -366,8 +370,8 @@ def _dump(value: Any) -> bytes:
         )
     try:
         return text.encode()
-    except UnicodeEncodeError:  # a lone surrogate: keep it as an escape
-        return json.dumps(json.loads(text), separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # keep it as an escape
+        return _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 def encode_trace(trace: Any) -> bytes:

@@ -28,16 +28,31 @@
     order by batch_id
 {%- endmacro -%}
 
-{#- on-run-start: a version that never landed would leave every call without a price. -#}
-{%- macro refuse_unknown_book() -%}
-    {%- if execute and flags.WHICH in ('run', 'build') and var('price_book_version', none) -%}
+{#- on-run-start: a version that never landed would leave every call without a price, and one that
+    has lost rows since would price some by others. -#}
+{%- macro refuse_unfit_book() -%}
+    {%- if execute and flags.WHICH in ('run', 'build') -%}
         {%- set books = run_query(
-            'select distinct price_book_version from ' ~ source('prices', 'raw_price_books') ~ ' order by price_book_version'
-        ).columns[0].values() | list -%}
-        {%- if var('price_book_version') | string not in books -%}
+            'select price_book_version, any(prices), any(rules), price_book_version = ' ~ chosen_price_book()
+            ~ ', (select count() from ' ~ source('prices', 'raw_prices')
+            ~ ' where price_book_version = ' ~ chosen_price_book() ~ ')'
+            ~ ', (select count() from ' ~ source('prices', 'raw_price_rules')
+            ~ ' where price_book_version = ' ~ chosen_price_book() ~ ')'
+            ~ ' from ' ~ source('prices', 'raw_price_books') ~ ' group by price_book_version order by price_book_version'
+        ).rows -%}
+        {%- set chosen = books | selectattr(3) | first -%}
+        {%- if var('price_book_version', none) and not chosen -%}
             {{ exceptions.raise_compiler_error(
                 'price_book_version is ' ~ var('price_book_version') ~ ', and no such price book has landed. There '
-                ~ ('are: ' ~ books | join(', ') if books else 'is none: run python -m loader prices') ~ '.'
+                ~ ('are: ' ~ books | map(attribute=0) | join(', ') if books else 'is none: run python -m loader prices')
+                ~ '.'
+            ) }}
+        {%- endif -%}
+        {%- if chosen and (chosen[1], chosen[2]) != (chosen[4], chosen[5]) -%}
+            {{ exceptions.raise_compiler_error(
+                'The price book ' ~ chosen[0] ~ ' is not whole: ' ~ chosen[4] ~ ' of ' ~ chosen[1] ~ ' prices and '
+                ~ chosen[5] ~ ' of ' ~ chosen[2] ~ ' rules are in the store. Run python -m loader prices, which lands '
+                ~ 'the installed one anew, or set price_book_version to another that has landed.'
             ) }}
         {%- endif -%}
     {%- endif -%}

@@ -314,31 +314,47 @@ def decoded(pieces: list[Any], layout: str) -> Iterator[list[Any]]:
     assert index == len(data)
 
 
-def meaning(text: bytes) -> Any:
-    """Read JSON by another reader than the loader's; numbers stay the text that they are."""
+def meaning(text: bytes, sizes: list[int] | None = None) -> Any:
+    """Read JSON by another reader than the loader's; numbers stay the text that they are.
+
+    How many members each object has goes to `sizes`, the outermost last.
+    """
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if sizes is not None:
+            sizes.append(len(pairs))
+        return dict(pairs)
+
     return json.loads(
         text.decode().removeprefix("\ufeff"),
         parse_int=lambda digits: ("number", digits),
         parse_float=lambda digits: ("number", digits),
         parse_constant=lambda _: None,
+        object_pairs_hook=members,
     )
 
 
 def check_line(line: bytes, row: list[Any] | None, reason: bytes) -> None:
     """Hold a landed line against what another reader makes of it."""
+    sizes: list[int] = []
     try:
-        document = meaning(line)
+        document = meaning(line, sizes)
         keys = document.keys() if isinstance(document, dict) else set()
+        has_key_twice = isinstance(document, dict) and sizes[-1] > len(document)
         is_v3 = document.get("protocol_version") == ("number", "3") if keys else False
         is_record = is_v3 or "request_json" in keys or "response_json" in keys
     except RecursionError:
         return
     except ValueError:
-        is_record, is_v3 = False, False
+        is_record, is_v3, has_key_twice = False, False, False
     if row is None:
-        assert not is_record or reason in (b"too_large", b"too_deep"), "a record was rejected"
+        wanted = [b"duplicate_key"] if has_key_twice else []
+        assert not is_record or reason in (b"too_large", b"too_deep", *wanted), (
+            "a record was rejected"
+        )
         return
     assert is_record, "what is no record was landed"
+    assert not has_key_twice, "of a key that stands twice one value was lost"
     _, _, format_, request, response, envelope, repairs, _ = row
     names = ("request", "response") if is_v3 else ("request_json", "response_json")
     assert format_ == (b"provider_trace_socket_v3" if is_v3 else b"provider_trace")
@@ -500,7 +516,12 @@ class _Forgetful:
         (b"NaN" + b'\\"' * 1_000_000, "not_json"),
         (b'{"request_json":' + b"[" * 1_000_000, None),
         (b'{"request_json":' + b"[" * 10_000 + b"]" * 10_000 + b"}", None),
-        (b'{"request_json":"\\ud800",' + b'"a":1,' * 200_000 + b'"b":2}', ""),
+        (b'{"request_json":"\\ud800",' + b'"a":1,' * 200_000 + b'"b":2}', "duplicate_key"),
+        (b'{"request_json":1, ' + b'"a" : 1, ' * 200_000 + b'"b":2}', "duplicate_key"),
+        (
+            b'{"request_json":1' + b"".join(b', "%d": 1' % each for each in range(200_000)) + b"}",
+            "",
+        ),
         (b'{"request_json":' + b"7" * 1_000_000 + b"}", ""),
         (b'{"request_json":NaN,"n":' + b"7" * 1_000_000 + b"}", ""),
         (b'{"request_json":1,"' + b"\\u0061" * 200_000 + b'":2}', ""),

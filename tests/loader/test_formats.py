@@ -83,10 +83,32 @@ def test_says_whether_a_record_names_itself(id_member: bytes, has_id: bool) -> N
     assert record(b"{" + id_member + b'"request_json":1}').has_id is has_id
 
 
-def test_duplicate_keys_do_not_break_framing() -> None:
-    framed = record(b'{"request_json":1,"request_json":2,"id":"a","id":"b"}')
-    assert bytes(framed.request) == b"2"
-    assert framed.envelope == b'{"id":"b"}'
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"request_json":1,"request_json":2,"id":"a"}',
+        b'{"request_json":1,"id":"a","id":"a"}',
+        b'{"id":1,"request_json":1,"id":12}',
+        b'{"request_json": 1, "id": "a", "\\u0069d": "a"}',
+        b' { "":1 , "request_json" : {"a":1 , "a":2} , "" : 1 } ',
+        b'{"request_json":NaN,"request_json":1}',
+    ],
+)
+def test_a_record_with_a_key_twice_is_rejected_since_one_value_would_be_lost(line: bytes) -> None:
+    assert reason(line) == "duplicate_key"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"request_json":{"a":1,"a":2},"id":"a"}',
+        b' {\t"request_json" : [ 1 , 2 ] ,\r"id"\n:"\\"," , "a\\"b":1,"" : {} } \r',
+        b'{"request_json": "\\ud800", "\\u0069d": "a, \\"id\\": 1"}',
+        b'{"request_json":NaN,"id":[NaN]}',
+    ],
+)
+def test_however_a_record_is_spaced_each_of_its_keys_is_read(line: bytes) -> None:
+    assert record(line).has_id
 
 
 def test_non_finite_numbers_become_null_outside_strings_only() -> None:

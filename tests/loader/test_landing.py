@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -18,7 +19,7 @@ import pytest
 import loader.landing
 from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch, cut_stream, encode_batch
 from loader.errors import SourceError, SourceTakenError, StoreError
-from loader.formats import Buffer, Framer
+from loader.formats import Buffer, Format, Framer
 from loader.landing import Summary, land_batch, land_source
 from loader.settings import Settings
 from loader.sources import Source, Stream
@@ -118,6 +119,28 @@ def test_finishes_what_a_killed_run_left(store: Store, rows: int, rejects: int) 
         f" union all select position from {store.table('raw_rejects')} order by position)"
     )
     assert sorted(positions[0][0]) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("left", ["raw_traces", "raw_rejects", "both"])
+def test_finishes_what_was_killed_while_other_formats_were_known(store: Store, left: str) -> None:
+    """It left as many rows and rejects as there are to be, but of other lines."""
+    data = b'{"request_json":1}\n{"mine":2}\nx\n'
+    (cut,) = cut_stream(Stream(io.BytesIO(data), "s", Settings()), "s", Settings())
+    others = Framer([Format("other", {}, ("mine",), None, "mine", "response_json")])
+    batch, other = (encode_batch(cut, framer, Settings()) for framer in (FRAMER, others))
+    assert (batch.rows, batch.rejects) == (other.rows, other.rejects) == (1, 2)
+    if left != "raw_rejects":
+        store.insert_binary("raw_traces", TRACE_COLUMNS, other.traces)
+    if left != "raw_traces":
+        kept = batch if left == "both" else other
+        store.insert_binary("raw_rejects", REJECT_COLUMNS, kept.rejected)
+    assert land_batch(store, batch) is True
+    assert counts(store) == (1, 2, 1)
+    positions = [
+        store.query(f"select position from {store.table(table)} order by position")
+        for table in ("raw_traces", "raw_rejects")
+    ]
+    assert positions == [[(0,)], [(1,), (2,)]]
 
 
 def test_other_batches_stay_when_a_part_is_removed(store: Store) -> None:
@@ -406,3 +429,34 @@ def test_a_file_that_is_rewritten_or_goes_on_lands_beside_what_is_known(
         else:
             path.write_bytes(b'{"request_json":"new"}\n{"request_json":"newer"}\n')
     assert visible(store) == 6
+
+
+def test_a_file_that_is_replaced_while_it_is_followed_is_not_mixed_with_the_new_one(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, newer = tmp_path / "a.ndjson", tmp_path / "newer"
+    path.write_bytes(b'{"request_json":1}\n{"request_json":')
+    newer.write_bytes(b'{"request_json":"new"}\n' * 9)
+    source = Source(str(path), str(path), True)
+    settings = dataclasses.replace(store.settings, batch_lines=1)
+    land_source(store, source, FRAMER, settings, Summary())
+    with path.open("ab") as file:
+        file.write(b"2}\n")
+    openings: list[int] = []
+    opened = Source.open
+
+    def replaced(self: Source, settings: Settings, offset: int = 0) -> Stream:
+        if openings:
+            with contextlib.suppress(FileNotFoundError):
+                newer.replace(path)
+        openings.append(offset)
+        return opened(self, settings, offset)
+
+    monkeypatch.setattr(Source, "open", replaced)
+    with pytest.raises(SourceError, match="was replaced while it was read; run it again"):
+        land_source(store, source, FRAMER, settings, Summary())
+    assert len(openings) > 1
+    assert visible(store) == 1
+    again = Summary()
+    land_source(store, source, FRAMER, settings, again)
+    assert (again.rows, visible(store)) == (9, 10)

@@ -91,4 +91,11 @@ def test_a_run_that_would_empty_reports_is_refused(embedded: Project, tmp_path: 
     assert "price_book_version is 0.2.3, and no such price book has landed. There are: " in (
         done.stdout
     )
+    for table, some in (("raw_prices", "price_row > 9"), ("raw_price_rules", "rule_position > 9")):
+        embedded.query(f"alter table {table} delete where {some} settings mutations_sync = 2")
+        said = embedded.dbt(*only[:-1], expect=2).stdout
+        assert " is not whole: " in said
+        assert "Run python -m loader prices, which lands the installed one anew" in said
+    embedded.loader("prices")
+    embedded.dbt(*only[:-1])
     assert embedded.query(days) == before != []

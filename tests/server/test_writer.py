@@ -96,6 +96,9 @@ def test_values_become_what_json_dumps_with_default_str_makes(payload: Any) -> N
 def test_keys_and_surrogates_that_json_cannot_hold() -> None:
     found = json.loads(encode_trace({"request_json": {(1, 2): "\ud800"}} | CREATED))
     assert found["request_json"] == {"(1, 2)": "\ud800"}
+    encoded = encode_trace({"request_json": ["\ud800é", 10**4000, 1e400, {1: 2, "1": 3}]} | CREATED)
+    request = b'["\\ud800\xc3\xa9",1' + b"0" * 4000 + b',Infinity,{"1":2,"1":3}]'
+    assert b'"request_json":' + request in encoded
 
 
 @pytest.mark.parametrize("blank", ["", " \n", b"", b"\t\r\n ", bytearray(b"  ")])
