@@ -167,6 +167,8 @@ class Framer:
             members.append(text if text is not None else self._key_text(key))
             members.append(value)
         envelope = b"{%b}" % b"".join(members)[1:]
+        if envelope.count(b"[") + envelope.count(b"{") > _MAX_ENVELOPE_DEPTH and _is_deep(envelope):
+            return _TOO_DEEP
         has_id = id_text is not None and bytes(id_text) not in (b"null", b'""')
         return Record(format_.name, request, response, envelope, repairs, has_id)
 
@@ -190,6 +192,20 @@ _DUPLICATE_KEY = Rejection(
 _UNKNOWN_FORMAT = Rejection(
     "unknown_format", "the object has the keys of no known format; see loader/formats.yml"
 )
+
+
+# The engine reads a thousand levels, and whose a trace is stands in its envelope.
+_MAX_ENVELOPE_DEPTH = 900
+_STRING_OR_BRACKET = re.compile(rb'"(?>[^"\\]+|\\.)*+"|[][{}]')
+
+
+def _is_deep(envelope: bytes) -> bool:
+    depth = 0
+    for found in _STRING_OR_BRACKET.finditer(envelope):
+        depth += (found[0] in b"[{") - (found[0] in b"]}")
+        if depth > _MAX_ENVELOPE_DEPTH:
+            return True
+    return False
 
 
 def _matches(format_: Format, parts: dict[str, Any]) -> bool:

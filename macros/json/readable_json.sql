@@ -1,18 +1,28 @@
 {#- The text itself where the engine can read it as JSON; else a copy, for reading only, without what
-    Python's json writes and the engine refuses: lone surrogate escapes are dropped (the first branch
-    of the pattern keeps escaped backslashes and whole pairs), exponents of three digits and more become 99. -#}
+    Python's json writes and the engine refuses. In strings half a pair of surrogates becomes U+FFFD, so
+    that no name becomes that of another; outside of them exponents of three digits and more become 99,
+    and of a number's digits 200 stay. -#}
 {%- macro readable_json(text) -%}
 if(
             isValidJSON({{ text }}),
             {{ text }},
-            replaceRegexpAll(
-                replaceRegexpAll(
-                    {{ text }},
-                    '(\\\\\\\\|\\\\u[dD][89abAB][0-9a-fA-F]{2}\\\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\\\u[dD][89a-fA-F][0-9a-fA-F]{2}',
-                    '\\1'
+            arrayStringConcat(arrayMap(
+                piece -> if(
+                    startsWith(piece, '"'),
+                    arrayStringConcat(arrayMap(
+                        part -> if(match(part, '^\\\\u[dD][89a-fA-F]..$'), '\\ufffd', part),
+                        extractAll(
+                            piece,
+                            '\\\\u[dD][89abAB]..\\\\u[dD][c-fC-F]..|\\\\u[dD][89a-fA-F]..|\\\\.|[^\\\\]+'
+                        )
+                    )),
+                    replaceRegexpAll(
+                        replaceRegexpAll(piece, '([0-9][eE][+]?)[0-9]{3,}', '\\199'),
+                        '([0-9]{200})[0-9]+',
+                        '\\1'
+                    )
                 ),
-                '([0-9][eE][+]?)[0-9]{3,}',
-                '\\199'
-            )
+                extractAll({{ text }}, '"(?:[^"\\\\]|\\\\.)*"|[^"]+')
+            ))
         )
 {%- endmacro %}

@@ -111,6 +111,12 @@ def test_however_a_record_is_spaced_each_of_its_keys_is_read(line: bytes) -> Non
     assert record(line).has_id
 
 
+def test_brackets_alone_are_no_depth() -> None:
+    wide = b"[" + b"[]," * 2_000 + b'"' + b"[" * 2_000 + b'"]'
+    assert record(b'{"request_json":1,"tags":' + wide + b"}").envelope == b'{"tags":%b}' % wide
+    assert record(b'{"request_json":1,"tags":' + b"[" * 899 + b"]" * 899 + b"}").envelope
+
+
 def test_non_finite_numbers_become_null_outside_strings_only() -> None:
     framed = record(
         b'{"request_json":{"NaN":"-Infinity \\" NaN","a":[NaN,-Infinity]},"response_json":Infinity}'
@@ -149,6 +155,7 @@ def test_a_byte_order_mark_and_a_carriage_return_are_passed_over() -> None:
         (b'{"request_json":"\xed\xa0\x80"}', "not_utf8"),
         (b'{"request_json":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too_deep"),
         (b'{"request_json":' + b"[" * 100_000, "too_deep"),
+        (b'{"request_json":1,"tags":' + b"[" * 900 + b"]" * 900 + b"}", "too_deep"),
         ('{"request_json":1}'.encode("utf-16"), "not_utf8"),
     ],
 )
