@@ -1,28 +1,36 @@
-{#- The text itself where the engine can read it as JSON; else a copy, for reading only, without what
-    Python's json writes and the engine refuses. In strings half a pair of surrogates becomes U+FFFD, so
-    that no name becomes that of another; outside of them exponents of three digits and more become 99,
-    and of a number's digits 200 stay. -#}
+{#- The text itself where the engine can read it as JSON, else the copy of `repaired_json`. -#}
 {%- macro readable_json(text) -%}
-if(
-            isValidJSON({{ text }}),
-            {{ text }},
-            arrayStringConcat(arrayMap(
-                piece -> if(
-                    startsWith(piece, '"'),
-                    arrayStringConcat(arrayMap(
-                        part -> if(match(part, '^\\\\u[dD][89a-fA-F]..$'), '\\ufffd', part),
-                        extractAll(
-                            piece,
-                            '\\\\u[dD][89abAB]..\\\\u[dD][c-fC-F]..|\\\\u[dD][89a-fA-F]..|\\\\.|[^\\\\]+'
-                        )
-                    )),
-                    replaceRegexpAll(
-                        replaceRegexpAll(piece, '([0-9][eE][+]?)[0-9]{3,}', '\\199'),
-                        '([0-9]{200})[0-9]+',
-                        '\\1'
+if(isValidJSON({{ text }}), {{ text }}, {{ repaired_json(text) }})
+{%- endmacro %}
+
+
+{#-
+A copy of a text that is not valid JSON, for reading only, without what Python's json writes and the
+engine refuses. In strings half a pair of surrogates becomes U+FFFD, and nothing else changes: no name
+may become that of another. Outside of them NaN and Infinity become null, exponents of three digits and
+more 99, and of the digits of a number 200 stay.
+-#}
+{%- macro repaired_json(text) -%}
+arrayStringConcat(arrayMap(
+            piece -> if(
+                startsWith(piece, '"'),
+                arrayStringConcat(arrayMap(
+                    part -> if(match(part, '^\\\\u[dD][89a-fA-F]..$'), '\\ufffd', part),
+                    extractAll(
+                        piece,
+                        '(?:[^\\\\]|\\\\[^u])+|\\\\u[dD][89abAB]..\\\\u[dD][c-fC-F]..|\\\\u[dD][89a-fA-F]..|\\\\u?'
                     )
-                ),
-                extractAll({{ text }}, '"(?:[^"\\\\]|\\\\.)*"|[^"]+')
-            ))
-        )
+                )),
+                replaceRegexpAll(
+                    replaceRegexpAll(
+                        replaceRegexpAll(piece, '-?\\b(?:NaN|Infinity)\\b', 'null'),
+                        '([0-9][eE][+-]?)[0-9]{3,}',
+                        '\\199'
+                    ),
+                    '([0-9]{200})[0-9]+',
+                    '\\1'
+                )
+            ),
+            extractAll({{ text }}, '"(?:[^"\\\\]|\\\\.)*(?:"|\\\\?$)|[^"]+')
+        ))
 {%- endmacro %}

@@ -1,29 +1,3 @@
-{#-
-A copy of a document that is not valid JSON, made parsable for reading counts only: lone surrogate
-escapes are dropped (an escaped backslash and a proper pair are consumed first and kept), exponents
-and digit runs beyond a double are cut, and Python's NaN and Infinity become null.
--#}
-{% macro repaired_json(text) -%}
-replaceRegexpAll(
-    replaceRegexpAll(
-        replaceRegexpAll(
-            replaceRegexpAll(
-                {{ text }},
-                '(\\\\\\\\|\\\\u[dD][89abAB][0-9a-fA-F]{2}\\\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\\\u[dD][89a-fA-F][0-9a-fA-F]{2}',
-                '\\1'
-            ),
-            '([0-9][eE][+-]?)[0-9]{3,}',
-            '\\199'
-        ),
-        '([0-9]{40})[0-9]{200,}',
-        '\\1'
-    ),
-    '([:,\\[]\\s*)-?(?:NaN|Infinity)',
-    '\\1null'
-)
-{%- endmacro %}
-
-
 {#- The text of a raw JSON value: a string without its quotes, anything else as written; null for ''. -#}
 {% macro text_of_raw(raw) -%}
 nullIf(if(startsWith({{ raw }}, '"'), JSONExtractString({{ raw }}), {{ raw }}), '')
