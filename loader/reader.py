@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -146,6 +147,9 @@ class Page:
     next: str | None
 
 
+_READERS: weakref.WeakSet[Reader] = weakref.WeakSet()
+
+
 class Reader:
     """Reads from the store that the settings name; for threads and asyncio alike.
 
@@ -167,10 +171,23 @@ class Reader:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings.from_environment()
-        self._kept: queue.LifoQueue[Store] = queue.LifoQueue(_KEPT_STORES)
         self._is_embedded = self.settings.endpoint is None
+        self._inherited: list[object] = []
+        self._begin()
+        _READERS.add(self)
+
+    def _begin(self) -> None:
+        self._kept: queue.LifoQueue[Store] = queue.LifoQueue(_KEPT_STORES)
         self._turn = threading.Lock()
         self._embedded: _EmbeddedStore | None = None
+
+    def _begin_in_child(self) -> None:
+        """Leave to the parent what is its own: two that share a connection get each other's rows.
+
+        It is not closed either, which would be said on that connection.
+        """
+        self._inherited += (self._kept, self._embedded)
+        self._begin()
 
     def close(self) -> None:
         """Close kept connections."""
@@ -467,6 +484,14 @@ class Reader:
             store.close()
 
 
+def _after_fork_in_child() -> None:
+    for reader in list(_READERS):
+        reader._begin_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class _EmbeddedStore(Store):
     """The embedded store as far as reading goes, opened in a helper process for each query."""
 
@@ -475,26 +500,24 @@ class _EmbeddedStore(Store):
         self.database = settings.database
         self.is_embedded = True
         self._helper: subprocess.Popen[bytes] | None = None
-        self._owner = 0
         self._queries = 0
         self._numbers = itertools.count()
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Do as `Store.query`."""
-        if self._helper is not None and self._owner != os.getpid():
-            self._helper = None  # it is the parent's: this is a forked child
         if self._queries >= _HELPER_QUERIES:
             self.close()
         if self._helper is None:
             root = str(Path(__file__).resolve().parents[1])
             path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
             self._helper = subprocess.Popen(
-                [sys.executable, "-m", "loader.reader"],
+                # -P: nothing is imported from the directory that the server happens to be in.
+                [sys.executable, "-P", "-m", "loader.reader"],
                 env=os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
-            self._owner, self._queries = os.getpid(), 0
+            self._queries = 0
         self._queries += 1
         helper = self._helper
         assert helper.stdin is not None
@@ -524,7 +547,7 @@ class _EmbeddedStore(Store):
         """End the helper."""
         helper, self._helper = self._helper, None
         self._queries = 0
-        if helper is not None and self._owner == os.getpid():
+        if helper is not None:
             helper.kill()
             for pipe in (helper.stdin, helper.stdout):
                 with suppress(OSError):

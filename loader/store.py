@@ -25,6 +25,7 @@ from chdb_lock import StoreLockedError as ChdbLockedError
 from chdb_lock import open_store as open_chdb
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error as ClientError
+from clickhouse_connect.driver.exceptions import StreamFailureError
 from clickhouse_connect.driver.transform import NativeTransform
 
 from loader.errors import StoreError, StoreLockedError, UsageError
@@ -443,6 +444,9 @@ def _open_server(settings: Settings) -> Client:
 def _store_error(what: str, settings: Settings, error: Exception) -> StoreError:
     code = getattr(error, "code", None)
     text = str(error)
+    if settings.endpoint and isinstance(error, StreamFailureError):
+        # The client takes the last bytes of an answer for what the server says: they are rows.
+        code, text = None, "the answer broke off"
     if settings.password:
         # A server or proxy may repeat what it was sent, as it is or as the header of the request.
         # Hidden before the text is cut: half a password is one too.
@@ -465,7 +469,8 @@ def _store_error(what: str, settings: Settings, error: Exception) -> StoreError:
 def _first_line(text: str) -> str:
     """Keep an engine's message to what says the cause: it may go on with rows that it read."""
     line = next((line for line in text.splitlines() if line.strip()), "no message")
-    line = re.split(r"\s*(?::\s*While executing|\(at row|Row \d+:|Stack trace:)", line)[0]
+    row = r"\s*(?::\s*While executing|\(at row|Row \d+:|\.? Column values:|Stack trace:)"
+    line = re.split(row, line)[0]
     return line.strip().rstrip(".")[:300]
 
 

@@ -19,7 +19,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +40,7 @@ Opened = TypeVar("Opened")
 _POLL_SECONDS = 0.1
 _OPENING_TRIES = 3
 _COMMAND_CHARACTERS = 200
+_COMMAND_WORDS = 4
 _SPARE_BYTES = 16 * 1024 * 1024
 _LOCK_FILE = "chdb.lock"
 
@@ -85,7 +86,10 @@ class StoreFullError(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds a store: its id (None if it cannot be seen) and command line."""
+    """A process that holds a store: its id (None if it cannot be seen) and what program it is.
+
+    That is how its command line begins, without options: they may name whose traces are erased.
+    """
 
     pid: int | None
     command: str
@@ -317,8 +321,17 @@ def _identify(status: os.stat_result) -> Holder:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         raw = b""
-    command = " ".join(part.decode(errors="replace") for part in raw.split(b"\0") if part)
-    return Holder(pid, command[:_COMMAND_CHARACTERS])
+    return Holder(pid, _program(raw.decode(errors="replace").split("\0"))[:_COMMAND_CHARACTERS])
+
+
+def _program(arguments: Sequence[str]) -> str:
+    """Say `python -m loader drain` or `python dbt run-operation erase` of a whole command line."""
+    said: list[str] = []
+    for argument in arguments[:_COMMAND_WORDS]:
+        if argument.startswith("-") and argument != "-m":
+            break
+        said.append(argument)
+    return " ".join(said).strip()
 
 
 def _pid_from_locks(status: os.stat_result) -> int | None:

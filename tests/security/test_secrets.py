@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError, StreamFailureError
 
 from loader.cli import VERBS
 from loader.settings import Settings
@@ -138,6 +139,20 @@ def test_what_a_server_repeats_of_the_login_is_hidden_before_the_text_is_cut(pad
         said = str(_store_error("it", settings, OSError("e" * pad + f"{secret} Basic {secret}")))
         assert secret[:3] not in said
         assert "e" * pad + "***" in said
+
+
+def test_rows_of_an_answer_that_broke_off_are_in_no_error() -> None:
+    """The client takes its last bytes for what the server says, and a number in them for a code."""
+    settings = Settings(endpoint="http://h:1")
+    rows = f'"tool": "Exit Code: 60", "text": "{PAYLOAD}"'
+    error = _store_error("a query", settings, StreamFailureError(rows, code=60))
+    assert "failed at a query: the answer broke off. " in str(error)
+    assert error.code is None
+    refused = DatabaseError(
+        f"Code: 469. Constraint `c` is violated. Column values: request_json = '{PAYLOAD}'",
+        code=469,
+    )
+    assert PAYLOAD not in str(_store_error("a query", settings, refused))
 
 
 def test_a_password_is_on_no_command_line() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -340,6 +341,36 @@ def test_an_answer_to_another_question_is_none(warehouse: Project) -> None:
         trace = reader.get_by_id("0004", "org-1")
         assert trace is not None
         assert trace["id"] == "0004"
+
+
+def test_a_forked_worker_reads_by_a_connection_of_its_own(reader: Reader, store: Project) -> None:
+    """Two processes on one connection would get each other's answers."""
+    assert reader.get_by_step_id("step-1", "org-1") is not None
+    kept, helper = list(reader._kept.queue), reader._embedded
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            is_new = reader._kept.empty() and reader._embedded is None
+            trace = reader.get_by_step_id("step-1", "org-2")
+            code = not (is_new and trace is not None and trace["organization_id"] == "org-2")
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert (list(reader._kept.queue), reader._embedded) == (kept, helper)
+    trace = reader.get_by_step_id("step-1", "org-1")
+    assert trace is not None
+    assert trace["organization_id"] == "org-1"
+
+
+def test_a_package_of_the_same_name_in_the_working_directory_is_not_imported(
+    warehouse: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loader").mkdir()
+    (tmp_path / "loader" / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    with Reader(Settings.from_environment(warehouse.env)) as reader:
+        assert reader.get_by_id("0003", "org-1") is not None
 
 
 def test_no_organization_no_reading(reader: Reader) -> None:
