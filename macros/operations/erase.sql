@@ -122,6 +122,16 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
                 ~ 'Traces of these batches were not looked at: erase them by agent or customer.') -%}
         {%- endif -%}
     {%- endif -%}
+    {#- Lost and not mended yet, or mended and not landed again. -#}
+    {%- set lost = run_query(
+        'select uniqExact(batch_id) from (' ~ short_batches() ~ ' union distinct select batch_id from '
+        ~ source('raw', 'raw_lost_batches') ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ '))'
+    ).rows[0][0] | int -%}
+    {%- if lost > 0 -%}
+        {%- do print('note: ' ~ lost ~ ' batches have lost raw rows, which may name more of what is to go and were not looked at. '
+            ~ 'Let dbt run-operation mend name their sources, land these again, and erase again by the same call. '
+            ~ 'What is erased now is remembered, and goes once more when it comes back.') -%}
+    {%- endif -%}
 
     {%- if not dry_run -%}
         {#- Of an id that goes, an arrival that stays may be the trace from now on: look again. By the list,

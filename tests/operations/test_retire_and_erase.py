@@ -321,6 +321,28 @@ def test_what_was_erased_does_not_come_back_with_a_batch_that_was_lost(
     project.dbt("build")
 
 
+def test_what_lost_rows_may_hide_is_named(embedded: Project, tmp_path: Path) -> None:
+    """Only raw rows name a user: of those that are lost, erasing says how many batches had them."""
+    path = tmp_path / "a.ndjson"
+    land(embedded, path, traces(1, 7))
+    embedded.dbt("run", *PLAIN)
+    embedded.query("alter table raw_traces delete where 1 settings mutations_sync = 2")
+    user = "{user: user-4}"
+    unseen = "1 batches have lost raw rows"
+    said = operation(embedded, "erase", user)
+    assert unseen in said
+    assert "erase again" in said
+    operation(embedded, "mend")
+    assert unseen in operation(embedded, "erase", "{user: user-4, dry_run: true}")
+    assert embedded.value("select countIf(id = '000004') from llm_traces") == 1
+    embedded.loader(str(path))
+    assert "lost raw rows" not in operation(embedded, "erase", user)
+    embedded.dbt("run", *PLAIN)
+    assert embedded.query(
+        "select count() as rows, countIf(id = '000004') as theirs from llm_traces"
+    ) == [{"rows": 5, "theirs": 0}]
+
+
 def test_a_reject_goes_however_it_spells_the_name(project: Project, tmp_path: Path) -> None:
     name = 'org/\u00e9\U0001f600"'
     ascii_ = json.dumps(name)
