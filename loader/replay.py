@@ -8,7 +8,8 @@ now become rows, the others are rejects again, with the place they first came fr
 in one open batch, and the ledger alone says which: a batch that was replayed is closed. Where no
 line became a record nothing is landed, so that replaying again changes nothing. A replay whose rows
 were lost is made again as it was, since its rows may have been built and its rejects replayed.
-Where records are redacted, what is landed again is redacted first.
+Where records are redacted, what is landed again is redacted first. A line that was erased, and is
+there again with a batch that had been lost, counts as gone.
 """
 
 from __future__ import annotations
@@ -64,10 +65,20 @@ def closed_batches(store: Store) -> str:
 
 
 def is_open(store: Store) -> str:
-    """Write the condition on a reject that is to be seen to: landed, and in no closed batch."""
+    """Write the condition on a reject that is to be seen to: not erased, and in an open batch."""
     return (
         f"batch_id in (select batch_id from {store.table('raw_batches')})"
-        f" and batch_id not in ({closed_batches(store)})"
+        f" and batch_id not in ({closed_batches(store)}) and {_is_not_erased(store)}"
+    )
+
+
+def _is_not_erased(store: Store) -> str:
+    """Write the condition on a reject that was not erased; the next `dbt run` deletes others."""
+    if "retired_batches" not in store.tables():
+        return "true"
+    return (
+        "(batch_id, position) not in (select batch_id, arrayJoin(positions)"
+        f" from {store.table('retired_batches')} where reason = 'erasure')"
     )
 
 
@@ -223,7 +234,7 @@ def _rejects_of(store: Store, batch_id: str, framer: Framer, settings: Settings)
     rows = store.query(
         "select position, source, line, byte_offset, reason, detail, base64Encode(raw)"
         f" from {store.table('raw_rejects')} where batch_id = {{batch_id:String}}"
-        " order by position limit 1 by position",
+        f" and {_is_not_erased(store)} order by position limit 1 by position",
         {"batch_id": batch_id},
     )
     redactor = load_redactor(settings.redaction)

@@ -152,7 +152,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             ) -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(source('raw', raw_table)) ~ on_cluster()
-                ~ ' delete where (batch_id, position) in (' ~ erased_positions(raw_table) ~ ')'
+                ~ ' delete where (batch_id, position) in (' ~ erased_positions() ~ ')'
             ) -%}
         {%- endfor -%}
         {%- do _erase_from_models(list, places, kwargs['organization'] if kwargs | length == 1 else none) -%}
@@ -227,18 +227,41 @@ from matched
     ))
 {%- endmacro -%}
 
-{#- The places of a raw table whose rows were erased. -#}
-{%- macro erased_positions(raw_table) -%}
-    select batch_id, arrayJoin(positions) as position
+{#- The places of which a row was erased: in either raw table, as a line that was a reject may be a row
+    when it lands again, by other formats or limits, and a row a reject; or those that count to one of
+    them, which is where each was erased last. -#}
+{%- macro erased_positions(raw_table=none) -%}
+    {%- if raw_table is none -%}
+select
+    batch_id,
+    arrayJoin(positions) as position
+from {{ source('operations', 'retired_batches') }}
+where reason = 'erasure'
+    {%- else -%}
+select
+    batch_id,
+    position
+from (
+    select
+        batch_id,
+        arrayJoin(positions) as position,
+        raw_table,
+        retired_at
     from {{ source('operations', 'retired_batches') }}
-    where raw_table = '{{ raw_table }}' and reason = 'erasure'
+    where reason = 'erasure'
+)
+group by
+    batch_id,
+    position
+having argMax(raw_table, retired_at) = '{{ raw_table }}'
+    {%- endif -%}
 {%- endmacro -%}
 
 {#- on-run-start: a source that was landed again, after its batch had been lost, brought erased rows too. -#}
 {%- macro erase_what_came_again() -%}
     {%- if execute and flags.WHICH != 'test' -%}
         {%- for raw_table in ['raw_traces', 'raw_rejects'] -%}
-            {%- set again = '(batch_id, position) in (' ~ erased_positions(raw_table) ~ ' and (batch_id in (select batch_id from '
+            {%- set again = '(batch_id, position) in (' ~ erased_positions() ~ ' and (batch_id in (select batch_id from '
                 ~ source('raw', 'raw_batches') ~ ' where batch_id not in (select batch_id from ' ~ target.schema ~ '.transformed_batches))'
                 ~ ' or (batch_id, retired_at) in (select batch_id, retired_at from ' ~ source('operations', 'retired_batches')
                 ~ ' as retired inner join ' ~ source('raw', 'raw_batches') ~ ' as landed on retired.batch_id = landed.batch_id'
@@ -246,6 +269,13 @@ from matched
             {%- set count = run_query('select count() from ' ~ source('raw', raw_table) ~ ' where ' ~ again).rows[0][0] | int -%}
             {%- if count > 0 -%}
                 {%- do log(raw_table ~ ': ' ~ count ~ ' rows that had been erased were landed again: erasing them', info=true) -%}
+                {#- What was a reject and is a row now is missing where the ledger counts rows. -#}
+                {%- do run_query(
+                    'insert into ' ~ source('operations', 'retired_batches') ~ ' (batch_id, raw_table, reason, is_whole, positions, retired_at)'
+                    ~ " select batch_id, '" ~ raw_table ~ "', 'erasure', false, groupUniqArray(position), now64(3, 'UTC') from "
+                    ~ source('raw', raw_table) ~ ' where ' ~ again ~ ' and (batch_id, position) not in ('
+                    ~ erased_positions(raw_table) ~ ') group by batch_id'
+                ) -%}
                 {%- do run_and_wait('alter table ' ~ storage_of(source('raw', raw_table)) ~ on_cluster() ~ ' delete where ' ~ again) -%}
             {%- endif -%}
         {%- endfor -%}

@@ -79,8 +79,7 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
         {%- do short.append(
             "select batch_id from " ~ source('raw', 'raw_batches') ~ " as batches left join ("
             ~ " select batch_id, uniqExact(position) as found from (select batch_id, position from " ~ source('raw', raw_table)
-            ~ " union all select batch_id, arrayJoin(positions) from " ~ source('operations', 'retired_batches')
-            ~ " where raw_table = '" ~ raw_table ~ "') group by batch_id) as held on batches.batch_id = held.batch_id"
+            ~ " union all " ~ erased_positions(raw_table) ~ ") group by batch_id) as held on batches.batch_id = held.batch_id"
             ~ " where batches.`" ~ counted ~ "` > held.found and batches.batch_id not in (select batch_id from "
             ~ source('operations', 'retired_batches') ~ " where raw_table = '" ~ raw_table ~ "' and is_whole)"
         ) -%}

@@ -13,7 +13,7 @@ pending as (
 ),
 
 erased as (
-    select * from ({{ erased_positions('raw_traces') | indent(8) }})
+    select * from ({{ erased_positions() | indent(8) }})
     where batch_id in (select batch_id from pending)
 ),
 

@@ -70,7 +70,7 @@ final as (
             read_back.traces > 0
             or transformed.new_traces = 0
             or transformed.batch_id in (
-                select batch_id from ({{ erased_positions('raw_traces') | indent(16) }})
+                select batch_id from ({{ erased_positions() | indent(16) }})
             )
         )
 )

@@ -24,12 +24,27 @@ pending as (
 retired as (
     select
         batch_id,
-        groupUniqArrayArray(positions) as positions_retired,
-        max(is_whole) as is_whole
-    from {{ source('operations', 'retired_batches') }}
-    where
-        raw_table = 'raw_traces'
-        and batch_id in (select batch_id from pending)
+        groupUniqArrayIf(position, not is_whole_batch) as positions_retired,
+        max(is_whole_batch) as is_whole
+    from (
+        select
+            batch_id,
+            position,
+            false as is_whole_batch
+        from ({{ erased_positions('raw_traces') | indent(12) }})
+
+        union all
+
+        select
+            batch_id,
+            0 as position,
+            is_whole as is_whole_batch
+        from {{ source('operations', 'retired_batches') }}
+        where
+            raw_table = 'raw_traces'
+            and is_whole
+    )
+    where batch_id in (select batch_id from pending)
     group by batch_id
 ),
 

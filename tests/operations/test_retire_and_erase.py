@@ -343,6 +343,39 @@ def test_what_lost_rows_may_hide_is_named(embedded: Project, tmp_path: Path) -> 
     ) == [{"rows": 5, "theirs": 0}]
 
 
+@pytest.mark.parametrize("is_replayed", [False, True])
+def test_an_erased_reject_does_not_come_back_as_a_trace(
+    embedded: Project, tmp_path: Path, is_replayed: bool
+) -> None:
+    """A line that was too large and was erased, landed again with a batch that had been lost."""
+    path = tmp_path / "a.ndjson"
+    write(path, [record(3), record(7, step_id="x" * 2000), record(5)])
+    limit = "TOKENLEDGER_MAX_RECORD_BYTES"
+    embedded.env[limit] = "2000"
+    embedded.loader(str(path), expect=1)
+    embedded.dbt("run", *PLAIN)
+    operation(embedded, "erase", "{organization: org-1}")
+    assert embedded.value("select count() from raw_rejects") == 0
+    embedded.query("alter table raw_traces delete where position = 0 settings mutations_sync = 2")
+    operation(embedded, "mend")
+    if is_replayed:
+        embedded.loader(str(path), expect=1)
+        del embedded.env[limit]
+        assert "landed 0 lines" in embedded.loader("rejects", "--replay").stdout
+    else:
+        del embedded.env[limit]
+        embedded.loader(str(path))
+    left = [{"id": "000003"}, {"id": "000005"}]
+    assert embedded.query("select id from llm_traces_live order by id") == left
+    assert "1 rows that had been erased were landed again" in embedded.dbt("run", *PLAIN).stdout
+    for table in ("llm_traces", "int_traces__unioned"):
+        assert embedded.query(f"select id from {table} order by id") == left
+    assert embedded.value("select count() from raw_rejects") == 0
+    assert embedded.value("select count() from int_batches__pending") == 0
+    assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
+    embedded.dbt("test", "--select", "assert_every_line_is_a_row_or_a_reject")
+
+
 def test_a_reject_goes_however_it_spells_the_name(project: Project, tmp_path: Path) -> None:
     name = 'org/\u00e9\U0001f600"'
     ascii_ = json.dumps(name)

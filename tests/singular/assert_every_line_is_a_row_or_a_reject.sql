@@ -25,11 +25,7 @@ row_counts as (
 
         union all
 
-        select
-            batch_id,
-            arrayJoin(positions) as position
-        from retired
-        where raw_table = 'raw_traces'
+        {{ erased_positions('raw_traces') | indent(8) }}
     )
     group by batch_id
 ),
@@ -46,11 +42,7 @@ reject_counts as (
 
         union all
 
-        select
-            batch_id,
-            arrayJoin(positions) as position
-        from retired
-        where raw_table = 'raw_rejects'
+        {{ erased_positions('raw_rejects') | indent(8) }}
     )
     group by batch_id
 ),
