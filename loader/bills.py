@@ -3,7 +3,8 @@
 Owns reading bills by the descriptions in loader/bills.yml, amounts as exact decimals beside the
 text they were written as, and that the same bill is landed once. Refuses to know a provider, to
 land a part of a file (a part of a bill is a wrong bill), and to change what is there: of a period
-that is billed again, the last known holds, which is SQL's to say.
+that is billed again, the last known holds, which is SQL's to say. A period that a bill lists
+without a line takes the place of lines that are there, as a row that says so.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class BillLine:
     texts : tuple of str
         project, model, line_item, unit, service_tier; '' where the bill does not say.
     amount_text : str
-        As it was written.
+        As it was written; '' where the bill lists the period and charges nothing for it.
     amount_usd : decimal.Decimal
         To twelve decimals.
     """
@@ -120,6 +121,11 @@ class Period:
     lines: tuple[BillLine, ...]
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the bill has no line for the period; one row says so."""
+        return not self.lines[0].amount_text
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 of what the lines say, hexadecimal."""
         said = [
@@ -136,6 +142,7 @@ class Summary:
     periods: int = 0
     lines: int = 0
     periods_already_there: int = 0
+    periods_emptied: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,9 +173,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         store.ensure_tables("landing/billing_tables.sql", "billing_tables_ddl", TABLES)
         for name, periods in bills:
             landed = land_periods(store, name, periods, args.account, restate=args.restate)
-            summary.periods += len(landed)
-            summary.lines += sum(len(period.lines) for period in landed)
-            summary.periods_already_there += len(periods) - len(landed)
+            filled = [period for period in landed if not period.is_empty]
+            charged = [period for period in periods if not period.is_empty]
+            summary.periods += len(filled)
+            summary.lines += sum(len(period.lines) for period in filled)
+            summary.periods_already_there += len(charged) - len(filled)
+            summary.periods_emptied += len(landed) - len(filled)
     if args.json:
         print(json.dumps(asdict(summary)))
     else:
@@ -177,6 +187,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             f"{summary.periods_already_there:,} days already there; in "
             f"{settings.database}.raw_provider_bills at {settings.store_name}"
         )
+        if summary.periods_emptied:
+            print(f"{summary.periods_emptied:,} days that were charged are listed without a charge")
     return 0
 
 
@@ -229,7 +241,14 @@ def read_bill(
             periods.setdefault(key, []).append(line)
     except (ValueError, csv.Error) as error:
         raise SourceError(f"{source.name}: {error}. Nothing of it was landed.") from None
-    return [Period(key[0], tuple(lines)) for key, lines in periods.items()]
+    # What one page lists without a line may have lines on another.
+    filled = {key[1:] for key, lines in periods.items() if any(line.amount_text for line in lines)}
+    found_periods = []
+    for key, lines in periods.items():
+        charged = tuple(line for line in lines if line.amount_text)
+        if charged or key[1:] not in filled:
+            found_periods.append(Period(key[0], charged or (lines[0],)))
+    return found_periods
 
 
 def land_periods(
@@ -241,6 +260,8 @@ def land_periods(
     restate: bool = False,
 ) -> list[Period]:
     """Insert the periods that are new, as one part; return them.
+
+    A period without a line is new where there are lines that it takes the place of.
 
     Parameters
     ----------
@@ -273,10 +294,13 @@ def land_periods(
         )
     ]
     statements = Statements(there, latest)
+    known = {place for place, _, _ in latest}
     landed, rows = [], []
     for period in periods:
         first, content_hash = period.lines[0], period.content_hash
         place = (first.provider, first.starts_at)
+        if period.is_empty and place not in known:
+            continue
         known_at = statements.admit((*place, content_hash), place, content_hash, restate=restate)
         if known_at is None:
             continue
@@ -300,9 +324,12 @@ def _json_lines(
     for page, document in enumerate(json_documents(text), start=1):
         bill = _recognised(document, [one for one in formats if one.kind == "json"], f"page {page}")
         for number, bucket in enumerate(_objects(document[bill.buckets])):
+            where = f"page {page}, {bill.buckets}[{number}]"
             for index, row in enumerate(_objects(bucket.get(bill.rows))):
-                where = f"page {page}, {bill.buckets}[{number}].{bill.rows}[{index}]"
-                yield bill.name, _line(bill, {"bucket": bucket, **row}, provider, where)
+                place = f"{where}.{bill.rows}[{index}]"
+                yield bill.name, _line(bill, {"bucket": bucket, **row}, provider, place)
+            if bucket.get(bill.rows) == [] and bill.fields["starts_at"].startswith("bucket."):
+                yield bill.name, _line(bill, {"bucket": bucket}, provider, where, is_empty=True)
 
 
 def _csv_lines(
@@ -334,7 +361,14 @@ def _recognised(document: Any, formats: list[BillFormat], where: str) -> BillFor
     raise ValueError(f"{where}: no bill of a known format ({names}; see loader/bills.yml)")
 
 
-def _line(bill: BillFormat, row: Mapping[str, Any], provider: str | None, where: str) -> BillLine:
+def _line(
+    bill: BillFormat,
+    row: Mapping[str, Any],
+    provider: str | None,
+    where: str,
+    *,
+    is_empty: bool = False,
+) -> BillLine:
     values = {name: _at(row, path) for name, path in bill.fields.items()}
     for name, value in values.items():
         if not (value is None or isinstance(value, str)):
@@ -346,13 +380,13 @@ def _line(bill: BillFormat, row: Mapping[str, Any], provider: str | None, where:
     currency = texts.get("currency", "usd")
     if currency.lower() != "usd":
         raise ValueError(f"{where}: the currency is {currency}: only USD can be compared")
-    for name in ("starts_at", "amount"):
+    for name in ("starts_at",) if is_empty else ("starts_at", "amount"):
         if not texts.get(name):
             raise ValueError(f"{where}: {bill.fields[name]} is missing")
     try:
         starts_at = utc_moment(texts["starts_at"])
         ends_at = utc_moment(texts["ends_at"]) if texts.get("ends_at") else None
-        amount_usd = _amount(texts["amount"], bill.divisor)
+        amount_usd = Decimal(0) if is_empty else _amount(texts["amount"], bill.divisor)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return BillLine(
@@ -360,7 +394,7 @@ def _line(bill: BillFormat, row: Mapping[str, Any], provider: str | None, where:
         starts_at=starts_at,
         ends_at=ends_at or starts_at + timedelta(days=1),
         texts=tuple(texts.get(name, "") for name in _TEXTS),
-        amount_text=texts["amount"],
+        amount_text="" if is_empty else texts["amount"],
         amount_usd=amount_usd,
     )
 

@@ -9,7 +9,8 @@ idempotent.
 - raw_billing_accounts: one row a statement "from then on this organization is billed so", with the
                         time it was known. Never changed: a correction is a row more.
 - raw_provider_bills:   one row a line of a provider's bill, its amount as it was written and in
-                        USD. A bill of the same period that comes later is rows more.
+                        USD. A bill of the same period that comes later is rows more; one that lists
+                        the period without a line is one row without an amount.
 #}
 {% macro billing_tables_ddl(database, cluster=none) %}
 {%- set on_cluster = (" on cluster `" ~ cluster ~ "`") if cluster else "" -%}
@@ -48,7 +49,7 @@ create table if not exists `{{ database }}`.raw_provider_bills{{ on_cluster }}
     line_item String comment 'What is charged, in words; empty: not said',
     unit String comment 'What is charged, as a code of the provider; empty: not said',
     service_tier String comment 'Service tier; empty: not said',
-    amount_text String comment 'The amount, as it was written',
+    amount_text String comment 'The amount, as it was written; empty: the period has no line any more',
     amount_usd Decimal(38, 12) comment 'The amount in USD',
     known_at DateTime64(6, 'UTC') comment 'When it was landed: of a period, the last known holds',
     source String comment 'The file (absolute path) or stream it came from'

@@ -123,6 +123,51 @@ def test_a_broken_file_among_others_lands_nothing(project: Project, tmp_path: Pa
             project.query("select 1")
 
 
+def emptied(text: str) -> str:
+    """Take the lines out of each bucket."""
+    document = json.loads(text)
+    for bucket in document["data"]:
+        bucket["results"] = []
+    return json.dumps(document)
+
+
+def test_a_bucket_without_lines_says_so_where_no_other_page_has_some(tmp_path: Path) -> None:
+    nothing = ("openai", "2026-10-18T00", "", "", Decimal(0))
+    assert read(tmp_path, emptied(page("1"))) == [nothing]
+    lines = read(tmp_path, page("1"))
+    assert read(tmp_path, emptied(page("1")) + page("1")) == lines
+    assert read(tmp_path, page("1") + emptied(page("1"))) == lines
+    (unlisted,) = json.loads(page("1"))["data"]
+    del unlisted["results"]
+    assert read(tmp_path, json.dumps({"object": "page", "data": [unlisted]})) == []
+
+
+def test_a_bill_that_is_corrected_to_nothing_charges_nothing(
+    embedded: Project, tmp_path: Path
+) -> None:
+    def land(text: str, *more: str) -> list[int]:
+        """Land a bill; return new periods and lines, periods already there and emptied."""
+        file = tmp_path / "bill.json"
+        file.write_text(text)
+        return list(
+            json.loads(embedded.loader("bills", str(file), "--json", *more).stdout).values()
+        )
+
+    two_days = page("1") + page("2", 1792368000)
+    embedded.dbt("seed", "--select", "bill_units")
+    assert land(emptied(page("9"))) == [0, 0, 0, 0], "it was never charged: nothing to say"
+    assert land(two_days) == [2, 2, 0, 0]
+    assert land(emptied(page("9"))) == [0, 0, 0, 1]
+    assert land(emptied(page("9"))) == [0, 0, 0, 0]
+    embedded.dbt("run", "--select", "stg_bills__lines")
+    amounts = "select toFloat64(amount_usd) as usd from stg_bills__lines order by usage_date"
+    assert embedded.query(amounts) == [{"usd": 2}]
+    assert land(two_days) == [0, 0, 2, 0]
+    assert embedded.query(amounts) == [{"usd": 2}]
+    assert land(two_days, "--restate") == [1, 1, 1, 0]
+    assert embedded.query(amounts) == [{"usd": 1}, {"usd": 2}]
+
+
 def test_the_bills_of_the_examples_differ_where_they_are_meant_to(project: Project) -> None:
     project.loader("examples", expect=1)
     project.loader("prices")
@@ -130,7 +175,12 @@ def test_the_bills_of_the_examples_differ_where_they_are_meant_to(project: Proje
     files = [str(path) for path in sorted(BILLS.iterdir())]
     project.loader("bills", *files)
     again = project.loader("bills", *files, "--json")
-    assert json.loads(again.stdout) == {"periods": 0, "lines": 0, "periods_already_there": 62}
+    assert json.loads(again.stdout) == {
+        "periods": 0,
+        "lines": 0,
+        "periods_already_there": 62,
+        "periods_emptied": 0,
+    }
 
     project.dbt("build", *MONEY)
     differing = project.query(

@@ -1,6 +1,7 @@
 {# one row per line of the bill that holds for a provider, account and period #}
 
-{#- Of a period that was billed more than once, the last known bill holds, all of its lines. -#}
+{#- Of a period that was billed more than once, the last known bill holds, all of its lines. Where
+    it has none any more, one row without an amount says so. -#}
 
 with
 
@@ -23,7 +24,9 @@ in_force as (
 
 lines as (
     select * from source
-    where (provider, account, starts_at, content_hash) in (select * from in_force)
+    where
+        (provider, account, starts_at, content_hash) in (select * from in_force)
+        and amount_text != ''
     -- Two loaders that raced on one file, and a bill that was landed again to hold again.
     limit 1 by provider, account, starts_at, content_hash, position
 ),
