@@ -17,6 +17,13 @@ pending as (
     select batch_id from {{ ref('int_batches__due') }}
 ),
 
+{# What was erased and lands again within a run is left out, and deleted by the next one. #}
+
+erased as (
+    select * from ({{ erased_positions() | indent(8) }})
+    where batch_id in (select batch_id from pending)
+),
+
 arrived as (
     select
         id,
@@ -31,6 +38,12 @@ arrived as (
     from {{ ref('int_traces__unioned') }}
     where
         batch_id in (select batch_id from pending)
+        and (batch_id, position) not in (
+            select
+                batch_id,
+                position
+            from erased
+        )
         and id in (
             select id
             from {{ ref('int_traces__unioned') }}
