@@ -1,7 +1,10 @@
 {{ config(materialized='view') }}
 {# one row per budget and period, from its first to the one that runs now #}
 
-{#- Now is the time of asking; the variable `budgets_at` (a time in UTC) asks for another. -#}
+{#- Now is the time of asking; the variable `budgets_at` (a time in UTC) asks for another: what was
+    spent before that instant. Of its own day, which was not over, calls are counted one by one. -#}
+-- depends_on: {{ ref('int_traces__rebilled') }}
+-- depends_on: {{ ref('llm_trace_costs') }}
 {%- set time_zone = reporting_time_zone() -%}
 {%- set now = asking_time() %}
 
@@ -40,18 +43,50 @@ periods as (
     from budgets
 ),
 
+costs as (
+    select
+        usage_date,
+        organization_id::String as organization_id,
+        billing_customer_id,
+        agent_id,
+        calls,
+        unpriced_calls + partly_priced_calls as calls_without_price,
+        billable_cost_usd
+    from {{ ref('llm_costs_daily') }}
+    {%- if var('budgets_at', none) %}
+    where usage_date < toDate32({{ now }}, '{{ time_zone }}')
+
+    union all
+
+    select
+        toDate32(traces.created_at, '{{ time_zone }}') as usage_date,
+        traces.organization_id::String as organization_id,
+        traces.billing_customer_id as billing_customer_id,
+        traces.agent_id as agent_id,
+        1 as calls,
+        trace_costs.cost_status in ('unpriced', 'partly_priced', '') as calls_without_price,
+        trace_costs.billable_cost_usd as billable_cost_usd
+    from {{ ref('int_traces__rebilled') }} as traces
+    left join {{ ref('llm_trace_costs') }} as trace_costs on traces.id = trace_costs.id
+    where
+        traces.created_at >= {{ now }} - interval 2 day
+        and traces.created_at < {{ now }}
+        and toDate32(traces.created_at, '{{ time_zone }}') = toDate32({{ now }}, '{{ time_zone }}')
+    {%- endif %}
+),
+
 spending as (
     select
         scope,
         scope_id,
         usage_date,
         sum(calls) as calls,
-        sum(unpriced_calls + partly_priced_calls) as unpriced_calls,
+        sum(calls_without_price) as unpriced_calls,
         sum(billable_cost_usd) as billable_cost
-    from {{ ref('llm_costs_daily') }}
+    from costs
     array join
         ['organization', 'customer', 'agent'] as scope,
-        [organization_id::String, coalesce(billing_customer_id, ''), agent_id] as scope_id
+        [organization_id, coalesce(billing_customer_id, ''), agent_id] as scope_id
     where (scope, scope_id) in (
         select
             scope,
