@@ -92,8 +92,22 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
     {%- set broken = _broken_parts() -%}
+    {%- set damaged = [] -%}
     {%- for row in broken.rows -%}
         {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}
+        {%- do damaged.append(row[0]) -%}
+    {%- endfor -%}
+
+    {#- No ledger has the files of these: only their rows do, as far as they are left. A statement that was
+        lost counts as known when it is landed again, so all of them are to follow in their order. -#}
+    {%- for table, verb in {'raw_billing_accounts': 'billing', 'raw_provider_bills': 'bills'}.items()
+        if table in damaged -%}
+        {%- do print(table ~ ' is not whole any more, and no ledger has its files. Land all of them again, the oldest first, by '
+            ~ 'python -m loader ' ~ verb ~ ' --restate FILE. Those of which rows are left, oldest first:') -%}
+        {%- do run_query(
+            'select source, count() as `rows`, min(known_at) as known_at from ' ~ source('billing', table)
+            ~ ' group by source order by known_at, source'
+        ).print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
     {%- endfor -%}
 
     {#- No run makes such rows; each would be charged twice. -#}

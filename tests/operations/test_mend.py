@@ -100,6 +100,42 @@ def test_a_part_that_a_power_failure_took_comes_back(embedded: Project, tmp_path
     assert "llm_traces holds 1 rows of ids that stand there already" in said
 
 
+def test_what_is_lost_of_subscriptions_and_bills_is_named(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """The first of two statements, which the second corrected, is lost."""
+    files: dict[str, list[str]] = {"billing": [], "bills": []}
+    for number, name in enumerate(("first", "second")):
+        account = tmp_path / f"{name}-accounts.csv"
+        account.write_text(
+            "organization_id,plan_type,cost_source,customer_id,valid_from\n"
+            f"o,pro,credits,customer-{number},2026-11-01\n"
+        )
+        bill = tmp_path / f"{name}-bill.csv"
+        bill.write_text(f"date,provider,amount_usd\n2026-11-01,p,{number}\n")
+        for verb, file in (("billing", account), ("bills", bill)):
+            embedded.loader(verb, str(file))
+            files[verb].append(str(file))
+    embedded.dbt("seed", "--select", "bill_units")
+    embedded.dbt("run", *PLAIN, "stg_bills__lines")
+    for table in ("raw_billing_accounts", "raw_provider_bills"):
+        damage(embedded, table)
+    assert "the store is damaged" in embedded.dbt("run", expect=None).stdout
+    said = operation(embedded, "mend")
+    for verb, (lost, left) in files.items():
+        assert f"python -m loader {verb} --restate" in said
+        assert left in said
+        assert lost not in said
+        for file in (lost, left):
+            embedded.loader(verb, "--restate", file)
+    embedded.dbt("run", *PLAIN, "stg_bills__lines")
+    holds = (
+        "select (select any(customer_id) from stg_billing__accounts) as customer_id,"
+        " (select toFloat64(sum(amount_usd)) from stg_bills__lines) as usd"
+    )
+    assert embedded.query(holds) == [{"customer_id": "customer-1", "usd": 1}]
+
+
 def test_what_is_lost_of_raw_rows_and_of_what_was_built_comes_back(
     embedded: Project, tmp_path: Path
 ) -> None:
