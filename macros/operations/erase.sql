@@ -37,11 +37,13 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {{ exceptions.raise_compiler_error("erase: whose traces? --args '{organization: ...}', or user, customer, agent.") }}
     {%- endif -%}
     {%- set user = kwargs.get('user') -%}
-    {%- if 'customer' in kwargs and execute and load_relation(ref('int_traces__rebilled')) is none -%}
-        {{ exceptions.raise_compiler_error('erase: who is charged is not known before a dbt run has made int_traces__rebilled.') }}
-    {%- endif -%}
 
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {#- Behind the lock: the run that holds it may be the first, which makes it. -#}
+    {%- if 'customer' in kwargs and execute and load_relation(ref('int_traces__rebilled')) is none -%}
+        {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
+        {{ exceptions.raise_compiler_error('erase: who is charged is not known before a dbt run has made int_traces__rebilled.') }}
+    {%- endif -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
     {%- if not dry_run -%}{%- do reopen_what_came_again() -%}{%- endif -%}

@@ -40,6 +40,21 @@ def test_a_second_run_refuses_clearly_while_another_holds_it(server: Project) ->
     assert "another run holds the store" in printed
 
 
+def test_erasing_by_customer_looks_at_what_there_is_behind_the_lock(server: Project) -> None:
+    """The run that holds the lock may be the first, and about to make what is looked for."""
+    server.dbt("run", "--select", "+llm_traces")
+    server.query("drop view if exists int_traces__rebilled")
+    customer = "{customer: x}"
+    unknown = "who is charged is not known before a dbt run"
+    assert unknown in operation(server, "erase", customer, expect=1)
+    (lock,) = server.query(LOCKS)
+    assert lock["comment"].startswith("free "), "refusing holds nothing"
+    make_lock(server, 7, "11111111-2222-3333-4444-555555555555")
+    refused = operation(server, "erase", customer, expect=1, run_lock_wait_seconds=3)
+    assert "another run holds the store" in refused
+    assert unknown in operation(server, "erase", "{customer: x, dry_run: true}", expect=1)
+
+
 def test_a_dead_owner_is_passed_over(server: Project) -> None:
     server.dbt("run")
     make_lock(server, 7, "11111111-2222-3333-4444-555555555555")
