@@ -145,12 +145,15 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
                 ~ ' and (batch_id, position) not in (select batch_id, position from ' ~ list ~ '))'
             ) -%}
         {%- endfor -%}
-        {#- From the list, so that rows which retention took are recorded too: they may be landed again. -#}
+        {#- From the list, so that rows which retention took are recorded too: they may be landed again. What
+            was erased from the other table, and is in this one now, is missing from this one then. -#}
         {%- for raw_table, rows in {'raw_traces': 'select batch_id, position from ' ~ list, 'raw_rejects': owned_rejects}.items() -%}
             {%- do run_query(
                 'insert into ' ~ retired ~ ' (batch_id, raw_table, reason, is_whole, positions, retired_at)'
                 ~ " select batch_id, '" ~ raw_table ~ "', 'erasure', false, groupUniqArray(position), now64(3, 'UTC')"
-                ~ ' from (' ~ rows ~ ') where (batch_id, position) not in (' ~ erased_positions(raw_table) ~ ') group by batch_id'
+                ~ ' from (' ~ rows ~ ' union distinct select batch_id, position from ' ~ source('raw', raw_table)
+                ~ ' where (batch_id, position) in (' ~ erased_positions() ~ ')) where (batch_id, position) not in ('
+                ~ erased_positions(raw_table) ~ ') group by batch_id'
             ) -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(source('raw', raw_table)) ~ on_cluster()
