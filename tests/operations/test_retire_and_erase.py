@@ -379,6 +379,23 @@ def test_an_erased_reject_does_not_come_back_as_a_trace(
     embedded.dbt("test", "--select", "assert_every_line_is_a_row_or_a_reject")
 
 
+def test_what_was_erased_and_lands_again_within_a_run_breaks_no_law(
+    embedded: Project, tmp_path: Path
+) -> None:
+    land(embedded, tmp_path / "a.ndjson", traces(1, 4))
+    embedded.dbt("run", "--select", "+transformed_batches")
+    embedded.query(
+        "insert into retired_batches select batch_id, 'raw_traces', 'erasure', false, [position],"
+        " now64(3, 'UTC') - 3600 from llm_traces where id = '000001'",
+        "alter table llm_traces delete where id = '000001' settings mutations_sync = 2",
+    )
+    law = ("test", "--select", "assert_every_landed_id_is_in_llm_traces")
+    embedded.dbt(*law)
+    assert "erased were landed again" in embedded.dbt("run", "--select", "+int_batches__due").stdout
+    embedded.query("alter table llm_traces delete where 1 settings mutations_sync = 2")
+    embedded.dbt(*law, expect=1)
+
+
 def test_a_reject_goes_however_it_spells_the_name(project: Project, tmp_path: Path) -> None:
     name = 'org/\u00e9\U0001f600"'
     ascii_ = json.dumps(name)

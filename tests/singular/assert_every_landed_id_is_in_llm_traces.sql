@@ -1,4 +1,5 @@
-{# Conservation, transforming: each id of a transformed batch is in llm_traces. #}
+{# Conservation, transforming: each id of a transformed batch is in llm_traces. What was erased, and
+    landed again within the run, is there until the next one. #}
 
 with
 
@@ -8,7 +9,11 @@ arrived as (
         batch_id,
         position
     from {{ ref('int_traces__unioned') }}
-    where batch_id in (select batch_id from {{ ref('transformed_batches') }})
+    where
+        batch_id in (select batch_id from {{ ref('transformed_batches') }})
+        and (batch_id, position) not in (
+            {{ erased_positions() | indent(12) }}
+        )
 ),
 
 final as (
