@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TextIO
@@ -52,14 +52,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spool or socket cannot be used.
     70: an error of ours. 130: interrupted.
     """
+    _fill_closed_descriptors()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["-h"], ["--help"]) or (not given and sys.stdin.isatty()):
+    if given[:1] in (["-h"], ["--help"]) or (not given and sys.stdin and sys.stdin.isatty()):
         print(_overview())
         return 0 if given else 2
     if given[:1] == ["--version"]:
         print(__version__)
         return 0
     verb = given.pop(0) if given and given[0] in VERBS else "land"
+    said = _Output(sys.stderr, is_flushed=True)
+    answer = _Output(sys.stdout, is_flushed=False)
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(answer):
+        code = _run(verb, given)
+        answer.flush()
+        if answer.failure is not None and code in (0, 1):
+            print(f"{_USAGE}: the output cannot be written: {answer.failure}.", file=sys.stderr)
+            code = 2
+    return code
+
+
+def _fill_closed_descriptors() -> None:
+    """Let no file of the store become standard output, on which the engine may write too."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+
+
+class _Output(io.TextIOBase):
+    """Stdout or stderr, which may be closed or full: what is said is lost then, and nothing else.
+
+    Attributes
+    ----------
+    failure : str or None
+        Why what was said is lost. None where its reader has gone, which wanted no more.
+    """
+
+    def __init__(self, stream: TextIO | None, *, is_flushed: bool) -> None:
+        self._stream = stream
+        self._is_flushed = is_flushed
+        self.failure: str | None = None
+
+    def write(self, text: str) -> int:
+        self._do(lambda stream: stream.write(text))
+        if self._is_flushed:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(lambda stream: stream.flush())
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def _do(self, action: Callable[[TextIO], object]) -> None:
+        if self._stream is None:
+            return
+        try:
+            action(self._stream)
+        except (OSError, ValueError) as error:
+            if not isinstance(error, BrokenPipeError):
+                self.failure = getattr(error, "strerror", None) or "it is closed"
+            self._silence(self._stream)
+
+    def _silence(self, stream: TextIO) -> None:
+        """Send what is still said nowhere, so that closing the stream is no error either."""
+        self._stream = None
+        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _parser(verb: str) -> tuple[argparse.ArgumentParser, ModuleType]:
     module = importlib.import_module(VERBS[verb][0])
     parser = argparse.ArgumentParser(
         prog=_USAGE if verb == "land" else f"{_USAGE} {verb}",
@@ -69,52 +139,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    return parser, module
+
+
+def _run(verb: str, given: Sequence[str]) -> int:
     # The client warns about what it then raises: it is said once, by us.
     logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
-    with contextlib.redirect_stderr(_Messages(sys.stderr)):
-        return _run(module, parser, given)
-
-
-class _Messages(io.TextIOBase):
-    """Stderr, whose reader may go: what is said after that is lost, and nothing else is."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except BrokenPipeError:
-            _silence(self._stream)
-        return len(text)
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-
-def _silence(stream: TextIO) -> None:
-    """Send what is still said on a stream nowhere, so that closing it is no error either."""
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())
-
-
-def _run(module: ModuleType, parser: argparse.ArgumentParser, given: Sequence[str]) -> int:
     try:
+        parser, module = _parser(verb)
         return int(module.run(parser.parse_args(given), Settings.from_environment()))
+    except SystemExit as ended:  # of argparse, which has said why
+        return int(ended.code or 0)
     except LoaderError as error:
         print(f"{_USAGE}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{_USAGE}: interrupted. Run it again to finish.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Who read our output on stdout has gone; there is nobody left to tell.
-        _silence(sys.stdout)
-        return 0
     except Exception as error:
         # Ours to mend. Its message is left out: it may quote what was being landed.
         frame = traceback.extract_tb(error.__traceback__)[-1]

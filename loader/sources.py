@@ -8,6 +8,7 @@ no links, pipes or devices.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -69,8 +70,10 @@ class Source:
             If it cannot be opened, ends before the offset, or is another file than the one kept.
         """
         if self.path is None:
+            if sys.stdin is None:
+                raise SourceError(f"{self.name}: is closed.")
             return Stream(sys.stdin.buffer, self.name, settings)
-        file = _open(self.path)
+        file = _open(self.path, is_file=self.is_file)
         if self.kept is not None and not _is_same(self.kept, file):
             file.close()
             raise SourceError(f"{self.name}: was replaced while it was read; run it again.")
@@ -193,7 +196,7 @@ class Stream:
 
     def close(self) -> None:
         """Close the file; standard input stays open."""
-        if self._file is not sys.stdin.buffer:
+        if sys.stdin is None or self._file is not sys.stdin.buffer:
             self._file.close()
 
     def _read_file(self, size: int) -> bytes:
@@ -305,7 +308,7 @@ def keep(source: Source) -> Iterator[Source]:
         If it cannot be opened.
     """
     assert source.path is not None
-    with _open(source.path) as file:
+    with _open(source.path, is_file=True) as file:
         yield replace(source, kept=file)
 
 
@@ -336,7 +339,7 @@ def hold(
     assert source.path is not None
     deadline = time.monotonic() + seconds
     while True:
-        with _open(source.path) as file:
+        with _open(source.path, is_file=True) as file:
             while not _is_locked(file):
                 if on_wait is not None:
                     on_wait(
@@ -356,11 +359,19 @@ def hold(
                 return
 
 
-def _open(path: str) -> BinaryIO:
+def _open(path: str, *, is_file: bool) -> BinaryIO:
+    """Open a path; of a file, not what it has been replaced with since: a link, a pipe."""
+    # Not to wait for whoever would write to a pipe.
+    only_files = os.O_NOFOLLOW | os.O_NONBLOCK if is_file else 0
     try:
-        return Path(path).open("rb")
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | only_files), "rb")
     except OSError as error:
-        raise SourceError(f"{path}: cannot be opened: {error.strerror}.") from None
+        reason = "it is a link now" if error.errno == errno.ELOOP else error.strerror
+        raise SourceError(f"{path}: cannot be opened: {reason}.") from None
+    if is_file and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise SourceError(f"{path}: cannot be opened: it is no file any more.")
+    return file
 
 
 def _is_locked(file: BinaryIO) -> bool:
@@ -467,7 +478,7 @@ def _walk(folder: str, skipped: list[str]) -> Iterator[Source]:
 def _file_source(path: str) -> Source:
     target = os.path.realpath(path)
     name = os.fsencode(target)
-    if Path(target).exists():
+    if os.path.exists(target):  # noqa: PTH110 - Path.exists raises where it may not look
         path = target  # a link that moves on before its turn is another file's
     try:
         return Source(name.decode(), path, True)

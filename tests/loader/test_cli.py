@@ -165,6 +165,51 @@ def test_messages_that_nobody_hears_change_nothing(
     assert embedded.value("select count() from raw_traces") == 1
 
 
+@pytest.mark.parametrize("closed", ["2>/dev/full", "2>&-", "<&-", ">&- 2>&-"])
+@pytest.mark.parametrize("source", ["a.ndjson", "b.ndjson.gz", "missing.ndjson"])
+def test_a_full_or_closed_stream_changes_no_exit_code(
+    embedded: Project, tmp_path: Path, closed: str, source: str
+) -> None:
+    write(tmp_path / "a.ndjson", TRACES)
+    (tmp_path / "b.ndjson.gz").write_bytes(gzip.compress(TRACES[0].encode() + b"\n")[:-9])
+    wanted = 0 if source == "a.ndjson" else 2
+    command = f"exec {sys.executable} -m loader {tmp_path / source} {closed}"
+    assert embedded.start("bash", "-c", command).wait() == wanted
+    if wanted == 0:
+        assert embedded.value("select count() from raw_traces") == 3
+
+
+def test_a_closed_stream_is_given_to_no_file() -> None:
+    """What the engine says there would be written into it."""
+    script = (
+        "import os, sys; from loader.cli import main; main(['--version']);"
+        "sys.exit([os.readlink(f'/proc/self/fd/{n}') for n in range(3)] != ['/dev/null'] * 3)"
+    )
+    command = f'exec {sys.executable} -c "{script}" <&- >&- 2>&-'
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 0
+
+
+def test_what_nobody_reads_hides_no_error(embedded: Project, tmp_path: Path) -> None:
+    """The summary finds no reader; that a source broke off is said all the same."""
+    write(tmp_path / "a.ndjson", [*TRACES, "x"])
+    (tmp_path / "b.ndjson.gz").write_bytes(gzip.compress(TRACES[0].encode() + b"\n")[:-9])
+    for source, wanted in (("a.ndjson", 1), ("b.ndjson.gz", 2)):
+        heard, said = os.pipe()
+        os.close(heard)
+        process = embedded.start(
+            *(sys.executable, "-u", "-m", "loader", str(tmp_path / source)), stdout=said
+        )
+        os.close(said)
+        _, errors = process.communicate()
+        assert process.returncode == wanted
+        assert ("ends early" in errors) == (wanted == 2)
+    command = f"exec {sys.executable} -m loader status >/dev/full"
+    process = embedded.start("bash", "-c", command)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert "the output cannot be written: No space left on device" in errors
+
+
 def test_a_record_above_the_limit_is_kept_as_a_reject(project: Project, tmp_path: Path) -> None:
     long = '{"request_json":"' + "é" * 1_000_000 + '"}'
     file = write(tmp_path / "a.ndjson", [TRACES[0], long, TRACES[1]])

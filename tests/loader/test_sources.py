@@ -150,9 +150,28 @@ def refuse(monkeypatch: pytest.MonkeyPatch, path: str, error: OSError) -> None:
 
         return run
 
-    monkeypatch.setattr(os, "scandir", refused(os.scandir))
+    for name in ("scandir", "stat", "open"):
+        monkeypatch.setattr(os, name, refused(getattr(os, name)))
     monkeypatch.setattr(Path, "lstat", refused(Path.lstat))
-    monkeypatch.setattr(Path, "open", refused(Path.open))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_takes_a_files_place_once_listed_is_not_read(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.ndjson"
+    path.write_text("x")
+    (tmp_path / "private").write_text("secret")
+    ((source,), _) = find_sources([str(tmp_path / "in")])
+    path.unlink()
+    if kind == "link":
+        path.symlink_to(tmp_path / "private")
+    else:
+        os.mkfifo(path)
+    said = "it is a link now" if kind == "link" else "it is no file any more"
+    with pytest.raises(SourceError, match=f"a.ndjson: cannot be opened: {said}"):
+        source.open(SETTINGS)
+    with pytest.raises(SourceError, match=said), hold(source, 0):
+        pass
 
 
 def test_a_named_link_is_the_file_it_leads_to(tmp_path: Path) -> None:
