@@ -764,4 +764,5 @@ def _hash_line(hash_: hashlib._Hash, line: bytes, is_terminated: bool) -> int:
 
 
 def _is_blank(line: bytes) -> bool:
-    return not line or line.isspace()
+    # What the spool refused (see `encode_batch`) is kept, whatever it is.
+    return type(line) is bytes and (not line or line.isspace())

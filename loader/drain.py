@@ -143,10 +143,6 @@ class _Refused(bytes):
         line.detail = detail
         return line
 
-    def isspace(self) -> bool:
-        """Never blank: what was rejected is kept, whatever it is."""
-        return False
-
 
 class _SpoolFramer(Framer):
     """Frames records as any loader does, and passes on what the spool itself rejects."""
@@ -314,12 +310,17 @@ class Drainer:
         if claim is None:
             return None
         try:
+            if path.suffix == ".open":
+                _drop_copies(path, path.with_suffix(".ready"))
             claim.segments = len(_segments(path))
             if path.suffix == ".landed" or claim.segments == 0:
                 self._remove(claim)
                 claim.release()
                 return None
             if path.suffix == ".open":
+                if os.path.lexists(path.with_suffix(".ready")):
+                    claim.release()
+                    return None  # another one, which goes first
                 self._seal(claim)
         except BaseException:
             claim.release()
@@ -417,6 +418,12 @@ class Drainer:
                 path.unlink()
                 return None
             target = path.with_suffix(".ready")
+            if os.path.lexists(target):
+                # Copying a spool makes such a pair. Another one's place is not to be taken: it
+                # goes first.
+                if _begins_with(target, path):
+                    path.unlink()  # an older copy
+                return None
             path.rename(target)
             self.summary.recovered += 1
             return target
@@ -504,20 +511,20 @@ class Drainer:
 
         store = self._open_store()
         is_new = land_batch(store, batch, self._sleep)
-        segments = claim.segments
-        self._remove(claim)
         summary = self.summary
+        # Before it is removed: where that fails, the next try finds it landed already.
         if is_new:
             summary.batches += 1
             summary.rows += batch.rows
             summary.rejects += batch.rejects
             summary.bytes += batch.end
-            summary.segments += segments
+            summary.segments += claim.segments
             summary.reasons.update(batch.reasons)
             summary.torn += batch.reasons["torn"]
             summary.corrupt += batch.reasons["corrupt"]
         else:
             summary.batches_already += 1
+        self._remove(claim)
         if store.is_embedded and time.monotonic() - self._opened_at > _HOLD_SECONDS:
             self._close_store()
             self._stop.wait(_LEAVE_SECONDS)
@@ -618,6 +625,31 @@ def _hold(path: Path) -> _Claim | None:
         return _Claim(path, descriptor)
     os.close(descriptor)
     return None
+
+
+def _drop_copies(batch: Path, finished: Path) -> None:
+    """Remove what of a batch is there too in the finished batch of the same name."""
+    for segment in _segments(batch):
+        if _begins_with(finished / segment.name, segment):
+            segment.unlink()
+
+
+def _begins_with(path: Path, beginning: Path) -> bool:
+    """Say whether a file is there and begins with all that another one holds."""
+    with contextlib.ExitStack() as stack:
+        try:
+            whole, part = (
+                stack.enter_context(
+                    os.fdopen(os.open(each, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+                )
+                for each in (path, beginning)
+            )
+        except OSError:
+            return False
+        while chunk := part.read(MEBIBYTE):
+            if whole.read(len(chunk)) != chunk:
+                return False
+    return True
 
 
 def _segments(batch: Path) -> list[Path]:

@@ -45,7 +45,7 @@ from loader.rowbinary import (
 )
 from loader.settings import Settings
 from loader.sources import Source, hold, keep
-from loader.store import Store
+from loader.store import ACCESS_DENIED, Store
 
 __all__ = ["Summary", "land_batch", "land_source", "place_batch", "record_batch"]
 
@@ -581,7 +581,10 @@ def _holds_its_lines(store: Store, batch: Batch, table: str) -> bool:
     """Say whether what a table holds of a batch, as much as it should, is what it should hold.
 
     A run that was killed may have known other formats or limits, by which other lines are records.
+    Or it was removing this: what it asked for is done by the store, late.
     """
+    if _is_being_removed(store, batch, table):
+        return False
     rows = store.query(
         f"select groupUniqArray(position) from {store.table(table)}"
         " where batch_id = {batch_id:String}",
@@ -591,6 +594,21 @@ def _holds_its_lines(store: Store, batch: Batch, table: str) -> bool:
     return set(rows[0][0]) == {
         position for position in range(batch.lines) if (position in batch.rejected_at) == is_reject
     }
+
+
+def _is_being_removed(store: Store, batch: Batch, table: str) -> bool:
+    try:
+        found = store.query(
+            "select 1 from system.mutations where database = {database:String}"
+            " and table = {table:String} and not is_done"
+            " and position(command, {batch_id:String}) > 0",
+            {"database": store.database, "table": table, "batch_id": batch.batch_id},
+        )
+    except StoreError as error:
+        if error.code != ACCESS_DENIED:
+            raise
+        return True  # it may be: removing it and inserting it again is right either way
+    return bool(found)
 
 
 def _ledger_row(batch: Batch) -> bytes:

@@ -464,7 +464,7 @@ class _Peer:
         if self.dropped:
             await self._finish_record()
         elif raw.strip():
-            if not how and _is_whole(raw):
+            if _is_whole(raw):
                 await self.listener.store(raw)
             else:
                 self.listener.counts.half_records += 1

@@ -32,14 +32,21 @@ from loader.errors import StoreError, StoreLockedError, UsageError
 from loader.formats import Buffer
 from loader.settings import Settings
 
-__all__ = ["RAW_TABLES", "Store", "open_existing_store", "open_store", "render_statements"]
+__all__ = [
+    "ACCESS_DENIED",
+    "RAW_TABLES",
+    "Store",
+    "open_existing_store",
+    "open_store",
+    "render_statements",
+]
 
 RAW_TABLES = ("raw_traces", "raw_rejects", "raw_batches")
 
 # The most that one writev takes.
 _BUFFERS_A_WRITE = 1024
 
-_ACCESS_DENIED = 497
+ACCESS_DENIED = 497
 
 _MACROS = Path(__file__).resolve().parent.parent / "macros"
 
@@ -260,7 +267,7 @@ class Store:
                 )
             )
         except StoreError as error:
-            if error.code != _ACCESS_DENIED:
+            if error.code != ACCESS_DENIED:
                 raise
             raise StoreError(
                 f"the store {self.settings.store_name} does not let {self.settings.username} see "

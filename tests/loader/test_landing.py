@@ -9,6 +9,7 @@ import fcntl
 import io
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,6 +142,41 @@ def test_finishes_what_was_killed_while_other_formats_were_known(store: Store, l
         for table in ("raw_traces", "raw_rejects")
     ]
     assert positions == [[(0,)], [(1,), (2,)]]
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_what_a_killed_run_was_removing_is_not_trusted(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_seen: bool
+) -> None:
+    """Its delete goes on in the store, and takes what was found before it gets there."""
+    batch = make()
+    store.insert_binary("raw_traces", TRACE_COLUMNS, batch.traces)
+    store.insert_binary("raw_rejects", REJECT_COLUMNS, batch.rejected)
+    table = store.table("raw_traces")
+    store.command(f"system stop merges {table}")
+    store.command(
+        f"alter table {table} delete where batch_id = {{batch_id:String}}"
+        " settings mutations_sync = 0",
+        {"batch_id": batch.batch_id},
+    )
+    command, query = store.command, store.query
+
+    def started(sql: str, parameters: Any = None) -> None:
+        command(f"system start merges {table}")
+        command(sql, parameters)
+
+    def denied(sql: str, parameters: Any = None) -> Any:
+        if "system.mutations" in sql and not is_seen:
+            raise StoreError("not yours", 497)
+        return query(sql, parameters)
+
+    monkeypatch.setattr(store, "command", started)
+    monkeypatch.setattr(store, "query", denied)
+    assert land_batch(store, batch) is True
+    command(f"system start merges {table}")
+    while query("select 1 from system.mutations where not is_done"):
+        time.sleep(0.05)
+    assert counts(store) == (3, 2, 1)
 
 
 def test_other_batches_stay_when_a_part_is_removed(store: Store) -> None:

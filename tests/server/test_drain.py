@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,79 @@ def test_a_live_writers_segment_is_left_and_a_dead_ones_taken(
     live.close()
     drain(spool)
     assert fake.rows == 3
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_an_older_copy_of_a_segment_does_not_take_its_place(
+    fake: FakeStore, tmp_path: Path, is_copy: bool
+) -> None:
+    """A spool that is copied twice, while its server writes and after, has both."""
+    spool, copied = tmp_path / "spool", tmp_path / "copied"
+    live = Writer(spool, WriterOptions(segment_seconds=60))
+    live.write(trace("a"))
+    shutil.copytree(spool, copied)
+    live.write(trace("b"))
+    live.close()
+    (older,) = copied.glob("*.open")
+    if not is_copy:
+        older.write_bytes(older.read_bytes()[:-1] + b"?")
+    (newer,) = spool.glob("*.ready")
+    shutil.copy2(newer, copied)
+    done = drain(copied)
+    # Another one, not a copy: its record is damaged.
+    assert [(batch.rows, batch.rejects) for batch in fake.ledger.values()] == (
+        [(2, 0)] if is_copy else [(2, 0), (0, 1)]
+    )
+    assert done.summary.recovered == (0 if is_copy else 1)
+    assert list(copied.iterdir()) == []
+
+
+def test_an_older_copy_of_a_batch_stops_nobody(fake: FakeStore, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, "a", "b", per_segment=1)
+    first, second = sorted(spool.iterdir())
+    for suffix, segments in ((".open", (first, second)), (".ready", (first,))):
+        batch = spool / f"batch-host-1-{'0' * 16}-00000001{suffix}"
+        batch.mkdir(mode=0o700)
+        for segment in segments:
+            shutil.copy2(segment, batch)
+    first.unlink()
+    second.unlink()
+    fill(spool, "c")
+    drain(spool)
+    assert sum(batch.rows for batch in fake.ledger.values()) == 3
+    assert list(spool.iterdir()) == []
+
+
+def test_a_batch_whose_removal_fails_once_is_counted_once(
+    fake: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, "a")
+    drainer = Drainer(spool, Settings(), DrainOptions(follow=True, max_wait=0))
+    remove, failed = drainer._remove, list[str]()
+
+    def fails_once(claim: Any) -> None:
+        if not failed and claim.segments:
+            failed.append(claim.name)
+            raise OSError(errno.EIO, "Input/output error")
+        if failed:
+            drainer.stop()
+        remove(claim)
+
+    monkeypatch.setattr(drainer, "_remove", fails_once)
+    summary = drainer.run()
+    assert failed
+    assert (summary.rows, summary.batches, summary.batches_already) == (1, 1, 1)
+    assert list(spool.iterdir()) == []
+
+
+def test_an_empty_reject_is_kept_too(fake: FakeStore, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    with Writer(spool) as writer:
+        writer.write_reject("half_record", "nothing came", b"")
+    drain(spool)
+    assert [batch.rejects for batch in fake.ledger.values()] == [1]
 
 
 def test_damage_becomes_rejects_and_is_told(fake: FakeStore, tmp_path: Path) -> None:

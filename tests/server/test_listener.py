@@ -275,6 +275,20 @@ def test_a_peer_that_stands_still_for_too_long_is_cut(tmp_path: Path) -> None:
     assert listener.counts.timed_out == 1
 
 
+def test_a_whole_record_of_a_peer_that_stands_still_is_stored(tmp_path: Path) -> None:
+    """All that is missing is its line feed."""
+
+    async def peers(listener: Listener) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(listener.path))
+        writer.write(record("a"))
+        assert await reader.read() == b""
+        writer.close()
+
+    listener = listen(tmp_path, peers, idle_seconds=0.1)
+    assert contents(tmp_path / "spool") == ([record("a")], [])
+    assert (listener.counts.timed_out, listener.counts.half_records) == (1, 0)
+
+
 def test_a_connection_that_breaks_is_counted(tmp_path: Path) -> None:
     async def peers(listener: Listener) -> None:
         peer = socket.socket(socket.AF_UNIX)
