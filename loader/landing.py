@@ -607,7 +607,7 @@ def _is_being_removed(store: Store, batch: Batch, table: str) -> bool:
     except StoreError as error:
         if error.code != ACCESS_DENIED:
             raise
-        return True  # it may be: removing it and inserting it again is right either way
+        return False  # who may not see that may not remove it either: see create_roles
     return bool(found)
 
 

@@ -148,8 +148,11 @@ def _password(values: Mapping[str, str]) -> str:
         return ""
     try:
         return Path(path).read_text().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"CLICKHOUSE_PASSWORD_FILE {path} cannot be read: {error}") from None
+    except OSError as error:
+        reason = error.strerror
+    except UnicodeDecodeError:
+        reason = "it is no UTF-8"  # without its words, which quote the password
+    raise UsageError(f"CLICKHOUSE_PASSWORD_FILE {path} cannot be read: {reason}.")
 
 
 def _identifier(values: Mapping[str, str], name: str, default: str) -> str:

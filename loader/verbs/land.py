@@ -53,7 +53,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         settings = dataclasses.replace(settings, max_record_bytes=args.max_record_mb * MEBIBYTE)
     sources, skipped = find_sources(args.files or [STDIN])
     for path in skipped:
-        print(f"skipped {path}: a link or no regular file", file=sys.stderr)
+        name = json.dumps(path, ensure_ascii=False)[1:-1]
+        print(f"skipped {name}: a link or no regular file", file=sys.stderr)
     framer = Framer.from_file()
     summary = Summary()
     broken: list[LoaderError] = []

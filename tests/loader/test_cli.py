@@ -125,10 +125,12 @@ def test_a_folder_with_packed_files(project: Project, tmp_path: Path) -> None:
     (folder / "b.ndjson.gz").write_bytes(gzip.compress((TRACES[1] + "\r\n").encode()))
     (folder / "c.ndjson").symlink_to(folder / "a.ndjson")
     (folder / "more").symlink_to(tmp_path)
+    (folder / "\x1b[2J\n.ndjson").symlink_to(tmp_path)
     done = project.loader(str(folder))
     assert "landed 2 traces" in done.stdout
     assert done.stderr.splitlines() == [
-        f"skipped {folder / name}: a link or no regular file" for name in ("more", "c.ndjson")
+        f"skipped {folder / name}: a link or no regular file"
+        for name in ("\\u001b[2J\\n.ndjson", "more", "c.ndjson")
     ]
 
 

@@ -25,6 +25,13 @@ def test_a_password_may_come_from_a_file(tmp_path: Path) -> None:
     assert settings.password == "geheim "
 
 
+def test_a_password_that_cannot_be_read_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes(b"pa\xe9ss")
+    with pytest.raises(UsageError, match=r"cannot be read: it is no UTF-8\.") as raised:
+        Settings.from_environment({"CLICKHOUSE_PASSWORD_FILE": str(tmp_path / "password")})
+    assert "0x" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -27,6 +27,8 @@ def test_roles_are_printed_and_parse(embedded: Project) -> None:
         "grant insert, select on `llm`.raw_batches to tokenledger_writer",
         "grant select on `llm`.raw_lost_batches to tokenledger_writer",
         "grant select(query_id) on system.processes to tokenledger_writer",
+        "grant select(database, `table`, command, is_done) on system.mutations"
+        " to tokenledger_writer",
     ]
     without_cache = {text.split()[2] for text in statements if text.endswith("cache = 0")}
     assert without_cache == {
