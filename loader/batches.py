@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from loader.errors import SourceError
 from loader.formats import Buffer, Framer, Record, Rejection
-from loader.redaction import REDACTED, load_redactor
+from loader.redaction import REDACTED, is_withheld, load_redactor
 from loader.rowbinary import (
     encode_milliseconds,
     encode_string,
@@ -498,6 +498,10 @@ def encode_batch(
         else:
             # What the spool refused says so by its type, which a copy has not.
             framed = framer.frame(kept if type(line) is bytes else line)
+            if is_redacted and is_withheld(kept):
+                # Of no record is the reason taken from what is not stored.
+                came_as = framer.frame(line)
+                framed = came_as if isinstance(came_as, Rejection) else framed
         if isinstance(framed, Rejection):
             if index == last and not cut.is_terminated and _may_go_on(framed.reason, line):
                 framed = _UNFINISHED

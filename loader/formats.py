@@ -140,7 +140,9 @@ class Framer:
         except RecursionError:
             return _TOO_DEEP
         except msgspec.ValidationError:
-            return _NOT_AN_OBJECT
+            # Said of the first character: what comes behind it may be no JSON.
+            split = _split_leniently(line)
+            return split if isinstance(split, Rejection) else _NOT_AN_OBJECT
         except msgspec.DecodeError:
             split = _split_leniently(line)
             if isinstance(split, Rejection):

@@ -33,7 +33,7 @@ from typing import Any
 
 from loader.errors import UsageError
 
-__all__ = ["REDACTED", "Redactor", "load_redactor"]
+__all__ = ["REDACTED", "Redactor", "is_withheld", "load_redactor"]
 
 REDACTED = "redacted"
 _MARK = b"[redacted"
@@ -172,7 +172,7 @@ class Redactor:
                 raise _NotJson(end)
             found = self._replace(text, places, 0)
         except (_NotJson, UnicodeDecodeError, RecursionError):
-            if _WITHHELD_LINE.fullmatch(line):
+            if is_withheld(line):
                 return line, True
             return b"[redacted: %d bytes that are no JSON]" % len(line), True
         if found == text:
@@ -506,6 +506,11 @@ class Redactor:
         for pattern in self._patterns:
             text = pattern.regex.sub(pattern.mark, text)
         return text
+
+
+def is_withheld(line: bytes) -> bool:
+    """Say whether a line stands for one that is no JSON document, and is no JSON itself."""
+    return _WITHHELD_LINE.fullmatch(line) is not None
 
 
 def _written(character: str) -> str:

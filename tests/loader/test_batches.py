@@ -26,7 +26,7 @@ from loader.batches import (
     follow_chain,
 )
 from loader.errors import SourceError
-from loader.formats import Framer
+from loader.formats import Framer, Record, Rejection
 from loader.landing import _read
 from loader.settings import Settings
 from loader.sources import Source, Stream
@@ -312,6 +312,52 @@ def test_a_torn_last_line_is_rejected_as_unfinished() -> None:
     assert within.reasons == {"unfinished": 1}, "torn within a character"
     (bad,) = encode(b'{"request_json":"\xff"}')
     assert bad.reasons == {"not_utf8": 1}
+
+
+@pytest.fixture(scope="module")
+def redacting(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    path = tmp_path_factory.mktemp("rules") / "rules.yml"
+    path.write_text("keys: ['**.api_key']")
+    return dataclasses.replace(SMALL, redaction=str(path))
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"s3cr3t",
+        b"[s3cr3t]",
+        b'{"api_key":"s3cr3t',
+        b'{"request_json":"s3cr3t"}{}',
+        b'{"request_json":"s3cr3t\xff"}',
+        b'{"request_json":"s3cr3t\xc3',
+        b'{"api_key":"s3cr3t","s":' + b"[" * 100_000,
+        b"[1]",
+        b'{"api_key":"s3cr3t"}',
+        b"s3cr3t" * 20,
+    ],
+)
+def test_a_line_has_the_reason_that_it_has_unredacted(
+    line: bytes, end: bytes, redacting: Settings
+) -> None:
+    long = max(100, len(line)) if line.startswith(b"{") else 100
+    plain, redacted = (
+        encode(line + end, dataclasses.replace(settings, max_record_bytes=long))[0]
+        for settings in (SMALL, redacting)
+    )
+    assert redacted.reasons == plain.reasons
+    assert (redacted.rows, redacted.rejects) == (0, 1)
+    assert b"s3cr3t" not in b"".join(redacted.rejected)
+
+
+def test_no_record_is_made_of_a_line_that_is_withheld(redacting: Settings) -> None:
+    class Lax(Framer):
+        def frame(self, line: bytes) -> Record | Rejection:
+            is_record = line.startswith(b"x")
+            return Record("x", line, b"", b"", (), False) if is_record else super().frame(line)
+
+    (batch,) = (encode_batch(one, Lax(FRAMER.formats), redacting) for one in cut(b"x s3cr3t\n"))
+    assert (batch.rows, batch.reasons) == (0, {"not_json": 1})
 
 
 def test_a_whole_last_line_without_newline_is_a_row() -> None:

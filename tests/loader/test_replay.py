@@ -394,6 +394,23 @@ def test_the_head_of_a_giant_is_withheld(
     assert (giant.is_record, giant.kept) == (False, b"[redacted: 50 bytes that are no JSON]")
 
 
+def test_an_unfinished_line_that_is_withheld_waits_for_its_file(
+    store: Store, tmp_path: Path, redacting: Settings
+) -> None:
+    path = tmp_path / "a.ndjson"
+    for begun in (f'{{"hiss":"{SECRET}', f'{{"hiss":"{SECRET}"}}\nbad {SECRET}'):
+        path.write_text(begun)
+        (source,), _ = find_sources([str(path)])
+        land_source(store, source, OLD, redacting, Summary())
+        line = begun.count("\n") + 1
+        assert ("unfinished", line) in listed(store)
+        assert replay_rejects(store, NEW, redacting).batches == 0
+    path.write_text(f"{begun}ly\n")
+    land_source(store, source, OLD, redacting, Summary())
+    assert listed(store) == [("not_json", 2), ("unknown_format", 1)], "beginnings are settled"
+    assert replay_rejects(store, NEW, redacting).batches == 0
+
+
 def test_a_line_is_a_record_by_what_is_kept_of_it(
     store: Store, tmp_path: Path, redacting: Settings
 ) -> None:

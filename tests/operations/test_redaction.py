@@ -542,6 +542,7 @@ def test_the_spool_never_sees_what_is_redacted(
     with Writer(tmp_path / "spool") as writer:
         for one in secrets():
             writer.write(one)
+        writer.write(f"bad {SECRET}")
         writer.write_reject("broken_connection", "half a record", SECRET.encode())
     assert SECRET.encode() not in bytes_below(tmp_path / "spool")
     assert b"me@example.org" not in bytes_below(tmp_path / "spool")
@@ -549,7 +550,11 @@ def test_the_spool_never_sees_what_is_redacted(
     project.loader("drain", str(tmp_path / "spool"), expect=1)
     rows = project.query("select repairs from raw_traces order by position")
     assert [row["repairs"] for row in rows] == [["redacted"]] * 3
-    assert project.value("select reason from raw_rejects") == "broken_connection"
+    rejects = project.query("select reason, raw from raw_rejects order by position")
+    assert [(row["reason"], row["raw"]) for row in rejects] == [
+        ("not_json", f"[redacted: {len(SECRET) + 4} bytes that are no JSON]"),
+        ("broken_connection", f"[redacted: {len(SECRET)} bytes that are no JSON]"),
+    ]
 
 
 def test_off_it_changes_nothing(tmp_path: Path) -> None:
