@@ -125,6 +125,8 @@ class Batch:
         Rejected lines by reason.
     rejected_at : frozenset of int
         The positions of the rejected lines; the records are at all others below `lines`.
+    by_rules : bool
+        Whether rules of redaction were asked, so that other rows of these lines may hold more.
     """
 
     batch_id: str
@@ -141,6 +143,7 @@ class Batch:
     without_id: int = 0
     repaired: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    by_rules: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -551,6 +554,7 @@ def encode_batch(
         without_id=without_id,
         repaired=repaired,
         reasons=reasons,
+        by_rules=redactor is not None,
     )
 
 

@@ -1,11 +1,12 @@
 """Landing: the protocol that makes a batch be in the store once, whenever the loader is killed.
 
 For each batch: is it in the ledger, then it is there. Else count what the raw tables hold of it,
-by distinct position: nothing, insert; all, go on; a part, or what other formats made rows and
-rejects of, remove it and insert. Read the counts back, and only then write the ledger row. A lost
-answer is looked for before it is tried again. A file is landed by one loader at a time: on this
-machine it is held, and what another one has landed of it meanwhile is looked for with each batch.
-Refuses to lean on the engine's insert deduplication, and to parse anything.
+by distinct position: nothing, insert; all, go on; a part, what other formats made rows and rejects
+of, or what another run left where records are redacted, remove it and insert. Read the counts back,
+and only then write the ledger row. A lost answer is looked for before it is tried again. A file is
+landed by one loader at a time: on this machine it is held, and what another one has landed of it
+meanwhile is looked for with each batch. Refuses to lean on the engine's insert deduplication, and
+to parse anything.
 """
 
 from __future__ import annotations
@@ -188,12 +189,13 @@ def place_batch(
     SourceTakenError
         If a batch that is not known holds bytes of this one.
     """
+    ours: dict[str, str | None] = {}
 
     def attempt(number: int) -> bool:
         found = _look(store, batch, known)
         if not found.in_ledger:
             _refuse_twice(batch, found.others, known)
-            _finish(store, batch, found, number, known)
+            _finish(store, batch, found, number, known, ours)
         return not found.in_ledger
 
     return _patiently(attempt, store, batch.batch_id, sleep)
@@ -545,16 +547,27 @@ def _refuse_twice(batch: Batch, others: Collection[str], known: Collection[str] 
 
 
 def _finish(
-    store: Store, batch: Batch, found: _Found, attempt: int, known: Collection[str] | None
+    store: Store,
+    batch: Batch,
+    found: _Found,
+    attempt: int,
+    known: Collection[str] | None,
+    ours: dict[str, str | None],
 ) -> None:
-    """Bring the raw tables to the whole batch, read that back, and write the ledger row."""
+    """Bring the raw tables to the whole batch, and read that back.
+
+    `ours`, which is added to, are the tables that held nothing of the batch before this run, or
+    nothing any more, and the token of their insert. Where records are redacted, only what is found
+    in these is trusted: a run without these rules may have left the rest.
+    """
     query_id = f"{batch.batch_id}-{attempt}"
     is_changed = False
     for table, columns, rows, held, wanted in (
         ("raw_traces", TRACE_COLUMNS, batch.traces, found.traces, batch.rows),
         ("raw_rejects", REJECT_COLUMNS, batch.rejected, found.rejects, batch.rejects),
     ):
-        if held == wanted and (not held or _holds_its_lines(store, batch, table)):
+        is_trusted = table in ours or not batch.by_rules
+        if held == wanted and (not held or (is_trusted and _holds_its_lines(store, batch, table))):
             continue
         is_changed = True
         if held:
@@ -563,8 +576,9 @@ def _finish(
                 " settings mutations_sync = 2",
                 {"batch_id": batch.batch_id},
             )
+            ours[table] = None  # what was removed may have had the token
+        token = ours.setdefault(table, f"{batch.batch_id}-{table}")
         if wanted:
-            token = None if held else f"{batch.batch_id}-{table}"
             store.insert_binary(table, columns, rows, f"{query_id}-{table}", token)
     if is_changed:
         found = _look(store, batch, known)

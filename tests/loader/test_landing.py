@@ -42,8 +42,8 @@ def empty_tables(store: Store) -> None:
         store.command(f"truncate table {store.table(table)}")
 
 
-def make(data: bytes = LINES, source: str = "s") -> Batch:
-    settings = Settings()
+def make(data: bytes = LINES, source: str = "s", redaction: str | None = None) -> Batch:
+    settings = Settings(redaction=redaction)
     (cut,) = cut_stream(Stream(io.BytesIO(data), source, settings), source, settings)
     return encode_batch(cut, FRAMER, settings)
 
@@ -252,6 +252,51 @@ def test_a_lost_answer_is_looked_for_before_trying_again(store: Store, faults: l
     assert land_batch(flaky, make(), waits.append) is True
     assert counts(store) == (3, 2, 1)
     assert len(waits) == sum(fault != "none" for fault in faults)
+
+
+@pytest.mark.parametrize("left", [("raw_traces",), ("raw_rejects",), ("raw_traces", "raw_rejects")])
+@pytest.mark.parametrize("faults", [[], ["after"], ["before"], ["none", "after"], ["after"] * 3])
+def test_what_a_killed_run_left_unredacted_is_not_trusted(
+    store: Store, tmp_path: Path, left: tuple[str, ...], faults: list[str]
+) -> None:
+    rules = tmp_path / "rules.yml"
+    rules.write_text("keys: ['**.api_key']")
+    data = b'{"request_json":{"api_key":"s3cr3t"}}\nbad s3cr3t\n'
+    plain, batch = make(data), make(data, redaction=str(rules))
+    assert plain.batch_id == batch.batch_id
+    if "raw_traces" in left:
+        store.insert_binary("raw_traces", TRACE_COLUMNS, plain.traces)
+    if "raw_rejects" in left:
+        store.insert_binary("raw_rejects", REJECT_COLUMNS, plain.rejected)
+    flaky = Flaky(store, faults)
+    assert land_batch(flaky, batch, lambda seconds: None) is True
+    assert counts(store) == (1, 1, 1)
+    held = store.query(
+        f"select request_json from {store.table('raw_traces')}"
+        f" union all select raw from {store.table('raw_rejects')}"
+    )
+    assert sorted(text for (text,) in held) == [
+        "[redacted: 10 bytes that are no JSON]",
+        '{"api_key":"[redacted]"}',
+    ]
+    assert flaky.inserts == 3 + sum(fault == "before" for fault in faults), "then it is trusted"
+
+
+def test_an_insert_behind_a_removal_has_not_the_token_of_what_was_removed(store: Store) -> None:
+    """On a cluster it would be taken for the same again, however often it is tried."""
+    tokens = []
+
+    class Telling(Flaky):
+        def insert_binary(self, *args: Any, **kwargs: Any) -> None:
+            tokens.append((args[0], args[4] if len(args) > 4 else None))
+            super().insert_binary(*args, **kwargs)
+
+    batch = make()
+    traces, _ = part_of(batch, 1, 0)
+    store.insert_binary("raw_traces", TRACE_COLUMNS, traces)
+    assert land_batch(Telling(store, ["before", "none", "before"]), batch, lambda seconds: None)
+    rejects = ("raw_rejects", f"{batch.batch_id}-raw_rejects")
+    assert tokens == [*[("raw_traces", None)] * 2, *[rejects] * 2, ("raw_batches", None)]
 
 
 def test_an_insert_that_still_runs_is_not_sent_again(store: Store) -> None:
