@@ -48,8 +48,26 @@ _ESCAPE = r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
 _ESCAPES = re.compile(rf"(?:{_ESCAPE})++")
 # What a name has to be free of to stand in a text as it is, unless it is written with `\u`.
 _ESCAPABLE = re.compile(r'["\\/\x00-\x1f\x7f]')
+# A character of a name as Markdown has it, or as an escape that JSON has not.
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_NAME_ESCAPE = re.compile(
+    rf"\\++(?:x([0-9a-fA-F]{{2}})|u([0-9a-fA-F]{{4}})|u\{{0*+([0-9a-fA-F]{{1,5}})\}}"
+    rf"|({_PUNCTUATION.pattern}))"
+)
+
+# Quotes of any kind: as they are, as HTML has them, as escapes of some language (without the `\`).
+_QUOTES = "\"'`\xb4\xab\xbb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\uff02\uff07"
+_QUOTE_HEX = "|".join(f"{ord(quote):x}" for quote in _QUOTES)
+_QUOTE_DECIMAL = "|".join(str(ord(quote)) for quote in _QUOTES)
+_QUOTE_HTML = (
+    rf"(?i:(?:amp;)*+(?:#0*+(?:{_QUOTE_DECIMAL})|#x0*+(?:{_QUOTE_HEX})"
+    "|quot|apos|grave|acute|(?:[lr](?:s|d|a|sa)|sb|bd)quo);)"
+)
+_QUOTE_ESCAPE = (
+    rf"(?:(?i:[ux]\{{?0*+(?:{_QUOTE_HEX})\}}?)|04[27]|140|(?:[uU]0*+26|x26){_QUOTE_HTML})"
+)
 # What a string has if JSON is in it, or a name in quotes.
-_CAN_HOLD = re.compile(r"[\[{\\']")
+_CAN_HOLD = re.compile(rf"[\[{{\\&{_QUOTES[1:]}]")
 _SCALAR = re.compile(r"-?[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null|NaN|-?Infinity")
 
 # Where JSON may begin in a text that is none as a whole: an object, a list, a quoted string that
@@ -67,17 +85,30 @@ _OPENER = re.compile(
     rf'|(?={_PIECE}|(?<!\\)"[ \t\[{{]*+\\)'
 )
 _LINE_END = re.compile(rf"{_LINE_BLANK},?{_LINE_BLANK}(?![^\n\r])")
-# The name of a value, where it is in no JSON that can be read.
-_NAMED = r"""(?:["']|u002[27])(?:%s)\\*+"""
-_NAME_END = r"""(?:["']|u002[27])(?:\s|\\++[nrt])*+:"""
+# The name of a value, where it is in no JSON that can be read: in quotes, which may be doubled or
+# behind a bracket, and before a colon, an equals sign or an arrow; or the first of two things in
+# parentheses. Each way to begin has a first character of its own: that makes the search fast.
+_NAME_WAYS = rf"{'|'.join(_QUOTES)}|&{_QUOTE_HTML}|\\(?=[uUx01]){_QUOTE_ESCAPE}"
+_NAME_QUOTE = rf"(?:\\*+(?:[{_QUOTES}]|&{_QUOTE_HTML}|{_QUOTE_ESCAPE}))"
+_NAME_SPACE = r"(?:[\s*_~]|\\++[nrt*_~])*+"
+_NAME_SIGN = (
+    rf"{_NAME_SPACE}(?:\\*+\]{_NAME_SPACE})?+"
+    r"(?:[:=\uff1a\u2192]|-++(?:>|&(?:amp;)*+gt;|\\++u003[eE])"
+    r"|\\++(?i:(?:u00|x)3[ad]|uff1a|u2192)%s)"
+)
+_NAMED = (
+    rf"(?:{_NAME_WAYS}|\((?P<first>){_NAME_SPACE}[bBrRuU]{{0,2}}+{_NAME_QUOTE}{{1,4}}+)(?=[%s\\])"
+    rf"(?:%s){_NAME_QUOTE}{{1,4}}+{_NAME_SIGN % '|(?(first),|(?!))'}"
+)
+_ANY_NAMED = rf"(?:{_NAME_WAYS}){_NAME_QUOTE}{{0,3}}+{_NAME_SIGN % ''}"
 _OPENING = ("{", "[", '"')
 # What has these up to where it breaks off was JSON, and not words in brackets.
 _HAS_JSON = re.compile(r'[",\\]')
 
 # Of each rule, how far a path has come along it.
 _States = frozenset[tuple[int, int]]
-# What a text has if rules may name a value in it, and how it has their keys in quotes.
-_Names = tuple[tuple[str, ...], re.Pattern[str] | None]
+# What a text has if rules may name a value in it, and if it has escapes; and their keys in quotes.
+_Names = tuple[tuple[str, ...], tuple[str, ...], re.Pattern[str] | None]
 # Begin, end, and the states of a string; None where only patterns look, _GOES of a value that goes.
 _Place = tuple[int, int, _States | None]
 _GOES: _States = frozenset({(-1, -1)})
@@ -196,12 +227,13 @@ class Redactor:
         known = self._steps.get((states, key))
         if known is None:
             after = []
+            names = ("*", key, _plain_name(key) if key else key)
             for rule, place in states:
                 if place < len(self._rules[rule]):
                     segment = self._rules[rule][place]
                     if segment == "**":
                         after.append((rule, place))
-                    elif segment in ("*", key):
+                    elif segment in names:
                         after.append((rule, place + 1))
             below = self._closure(iter(after))
             known = below, any(place == len(self._rules[rule]) for rule, place in below)
@@ -210,33 +242,56 @@ class Redactor:
         return known
 
     def _names_of(self, states: _States) -> _Names:
-        """Give how the last keys of rules may stand in a text, and their keys before a colon."""
+        """Give how the last keys of rules may stand in a text, and a pattern of keys in quotes."""
         known = self._names.get(states)
         if known is None:
             names = {self._rules[rule][-1] for rule, _ in states}
             if any(name == "*" or _ESCAPABLE.search(name) for name in names):
-                hints: tuple[str, ...] = ("",)
+                plain, escaped = {""}, set()
             else:
-                hints = (*names, "\\u") if names else ()
+                plain, escaped = names, {"\\u", "\\x"} if names else set()
+                for name in names:
+                    escaped |= {
+                        "\\" + name[found.start() :] for found in _PUNCTUATION.finditer(name)
+                    }
             # Outside of JSON the path is not known: a key on the way to a value counts, too.
             steps = {step for rule, place in states for step in self._rules[rule][place:]} - {"**"}
-            named = _NAMED % "|".join("".join(map(_written, step)) for step in sorted(steps))
             if any(step == "*" or _ESCAPABLE.search(step.replace("/", "")) for step in steps):
-                named = ""  # any name
-            known = hints, re.compile(named + _NAME_END) if steps else None
+                named = _ANY_NAMED
+            else:
+                firsts = "".join(sorted({re.escape(step[0]) for step in steps}))
+                written = "|".join("".join(map(_written, step)) for step in sorted(steps))
+                named = _NAMED % (firsts, written)
+            pattern = re.compile(named) if steps else None
+            known = tuple(plain), tuple(escaped), pattern
             if len(self._names) < 100_000:
                 self._names[states] = known
         return known
 
     def _may_name(self, text: str, states: _States) -> bool:
         """Say whether rules may name a value in a text: their last key is in it, or is escaped."""
-        hints, _ = self._names_of(states)
-        return any(hint in text for hint in hints)
+        plain, escaped, _ = self._names_of(states)
+        return any(name in text for name in plain) or (
+            "\\" in text and any(name in text for name in escaped)
+        )
 
     def _find_named(self, text: str, states: _States, begin: int = 0) -> re.Match[str] | None:
-        """Find a key of a rule in quotes of any kind and before a colon."""
-        _, pattern = self._names_of(states)
+        """Find a key of a rule in quotes of any kind that names what comes."""
+        pattern = self._names_of(states)[2]
         return pattern.search(text, begin) if pattern else None
+
+    def _find_named_behind(
+        self, text: str, states: _States, begin: int, index: int
+    ) -> re.Match[str] | None:
+        """Find a name that reaches beyond an index, up to which JSON was read from another on.
+
+        It may be the last string of that JSON, or begin at the quote that ends it.
+        """
+        last = text.rfind('"', begin, max(text.rfind('"', begin, index), begin))
+        named = self._find_named(text, states, last if last >= 0 else max(index - 1, 0))
+        if named and named.end() <= index:
+            named = self._find_named(text, states, index - 1)
+        return named
 
     def _hides(self, text: str, states: _States) -> bool:
         """Say whether rules may change what JSON in a text would be, if it could be read."""
@@ -433,14 +488,18 @@ class Redactor:
                     # be read 256 times at the eighth.
                     goes = [place for place in places if place[2] is _GOES]
                     text = self._replace(text, goes, inner)
-                    places, end = [], 0
+                    places, begin, end = [], 0, 0
         if can_hide:
-            places += self._pieces(text, end, states, inner)
+            places += self._pieces(text, begin, end, states, inner)
             text = self._replace(text, places, inner + 1)
         return self._text(text)
 
-    def _pieces(self, text: str, index: int, states: _States, inner: int) -> list[_Place]:
+    def _pieces(
+        self, text: str, begin: int, index: int, states: _States, inner: int
+    ) -> list[_Place]:
         """Find what rules may change in the JSON that stands in a text from an index on.
+
+        Up to there it was read, if at all, from where it began.
 
         Where some of it breaks off, and rules may name what comes, the rest of the text goes; and
         so it does behind the name of a value that is no key of JSON that is read. What stands in
@@ -448,13 +507,12 @@ class Redactor:
         """
         places: list[_Place] = []
         may_hide = True
-        named = self._find_named(text, states, index)
+        named = self._find_named_behind(text, states, begin, index)
         while True:
+            if named and named.start() < index:
+                named = self._find_named_behind(text, states, begin, index)
             match = _OPENER.search(text, index)
             begin = match.end() if match else len(text)
-            # The quote that ends a piece may begin a name.
-            if named and named.start() < index:
-                named = self._find_named(text, states, index - 1)
             if named and named.start() <= begin:
                 return [*places, (named.end(), len(text), _GOES)]
             if match is None:
@@ -515,11 +573,22 @@ def is_withheld(line: bytes) -> bool:
 
 def _written(character: str) -> str:
     """Give a pattern of how a character of a name may stand in a text, escaped or not."""
-    if character == "/":
-        return r"\\*+/"
+    plain = re.escape(character)
+    if _PUNCTUATION.fullmatch(character):
+        plain = rf"\\*+{plain}"
     units = character.encode("utf-16-be", "surrogatepass").hex()
     escaped = re.sub("....", r"\\\\++u\g<0>", units)
-    return f"(?:{re.escape(character)}|(?i:{escaped}))"
+    code = rf"\\++[ux]\{{?0*+{ord(character):x}\}}?"
+    return f"(?:{plain}|(?i:{code}|{escaped}))" if len(units) > 4 else f"(?:{plain}|(?i:{code}))"
+
+
+def _plain_name(key: str) -> str:
+    """Undo what escapes a name besides JSON: Markdown, or another language."""
+    if "\\" not in key:
+        return key
+    return _NAME_ESCAPE.sub(
+        lambda found: found[4] or chr(int(found[1] or found[2] or found[3], 16)), key
+    )
 
 
 def _blank_end(text: str, index: int) -> int:

@@ -291,6 +291,77 @@ def test_a_name_with_a_slash_is_found_in_quotes() -> None:
         assert redact(embed(f"bad '{name}': 1"), "**.x/y") == embed(f"bad '{name}':\"[redacted]\"")
 
 
+QUOTES = [
+    *('" "', '"" ""', r"\" \"", "' '", r"\\' \\'", "` `", "\xb4 \xb4", "\xab \xbb"),
+    *("\u2018 \u2019", "\u201a \u201b", "\u201c \u201d", "\u201e \u201f", "\u2039 \u203a"),
+    *("\uff02 \uff02", "\uff07 \uff07", "&quot; &quot;", "&apos; &apos;", "&#34; &#034;"),
+    *("&#39; &#39;", "&#x22; &#X22;", "&#8220; &#x201D;", "&ldquo; &rdquo;", "&lsquo; &rsquo;"),
+    *("&laquo; &raquo;", "&lsaquo; &rsaquo;", "&sbquo; &bdquo;", "&grave; &acute;"),
+    *("&amp;amp;quot; &amp;amp;quot;", r"\u0026quot; \u0026quot;", r"\x26quot; \x26quot;"),
+    *(r"\x22 \x22", r"\x27 \x27", r"\u0022 \u0022", r"\u201c \u201D", r"\u{22} \u{22}"),
+    *(r"\U00000022 \U00000022", r"\042 \047", r"\140 \140"),
+]
+SIGNS = [
+    *(":", " : ", "\n:", r"\n:", "=", " = ", "=>", " -> ", ":=", "] =", r"\]=", "]:", "**: "),
+    *("=&gt;", "-&gt;", "-&amp;gt;", "\uff1a", "\u2192", r"\u2192", r"\u003d", r"\x3a"),
+    *(r"=\u003e", r"-\u003e", "_ :"),
+]
+
+
+@pytest.mark.parametrize("quotes", QUOTES)
+def test_a_name_is_found_in_quotes_of_any_kind(quotes: str) -> None:
+    begin, end = quotes.split()
+    for sign in SIGNS:
+        text = f"Set {begin}api_key{end}{sign} {begin}{SECRET}{end} k"
+        for rule in ("**.api_key", "a.api_key", "**.api_key.*.k", "**.api_key.*"):
+            stored = redact(embed(text), rule)
+            assert SECRET not in stored, (sign, rule)
+            assert json.loads(stored)["z"] == 1.0
+        assert redact(embed(text), "**.other") == embed(text)
+    for before in ("(", "( ", "(b", "(\n    ", r"(\n", r"(\\"):
+        pair = f"[{before}{begin}api_key{end} , {begin}{SECRET}{end})]"
+        assert SECRET not in redact(embed(pair), "**.api_key"), before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(r"api\_key", r"api\\_key", r"api\u005fkey", r"api\x5fkey", r"api\u{5f}key"),
+        *(r"\u0061pi_key", r"\x61pi\_key", r"\u{61}pi\x5Fkey", r"\u{00061}pi_key"),
+    ],
+)
+def test_a_name_may_be_escaped_as_other_languages_do(name: str) -> None:
+    for text in (f'{{"{name}": "{SECRET}"}}', f"x '{name}' = '{SECRET}'", f"`{name}`: {SECRET}"):
+        assert SECRET not in redact(embed(text), "**.api_key"), text
+    line = f'{{"a":{{{json.dumps(name)}:"{SECRET}","z":1.0}}}}'
+    assert redact(line, "a.api_key") == line.replace(SECRET, "[redacted]")
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ('["api_key"] = 1', '["api_key"] ="[redacted]"'),
+        ('x ["a", "api_key"] : 1', 'x ["a", "api_key"] :"[redacted]"'),
+        ('x ["a", "api_key": 1]', 'x ["a", "api_key":"[redacted]"'),
+        ('{"z": "api_key": 1}', '{"z": "api_key":"[redacted]"'),
+        ('x {"z": 1} ["api_key"]\n= 1', 'x {"z": 1} ["api_key"]\n="[redacted]"'),
+    ],
+)
+def test_a_name_is_found_where_it_ends_json_that_was_read(text: str, want: str) -> None:
+    assert redact(embed(text), "**.api_key") == embed(want)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("'api_key', 'user'", "['api_key', 'user']", "f('api_key')", "api_key: 1", "api_key = 1"),
+        *("`api_key` is a name: 1", "(x, 'api_key', 1)", '["api_key"]', "'api_key' - 1"),
+    ],
+)
+def test_what_names_no_value_stays(text: str) -> None:
+    assert redact(embed(text), "**.api_key") == embed(text)
+
+
 @pytest.mark.parametrize(
     "begun",
     [
@@ -374,16 +445,21 @@ def test_no_wrapping_hides_a_value(value: Any, ways: list[int], ascii_only: bool
     [
         *("[\n", '{"', '{"\\"', '"\n', '["a",\n', '{"a":"\n', "data:", '{"k":', '"\\"', "\\", " "),
         *('{"a":"\\"', '["\\', '[" ', '{ \ndata: "', "[[", '"a"\n', "\ufeff", '{"a":1,\n'),
+        *("'", "`", "&", "&amp;", "amp;", "&#0", "&#", "0", r"\u0", r"\u", r"\x22", r"\x22k"),
+        *('"k', '"k\\', '"k" ', '"k"]', '"k"-', '"k"*', "(", "( ", '("k', r"(\n", '("k" '),
+        *('["k"]', '["k", ', '["k" ', r"\u0026amp;", r"\u{0", "\u201ck\u201d ", "&quot;k"),
+        *("*", "_", '"-', '"]', '"* '),
     ],
 )
 def test_no_text_takes_time_beyond_its_length(unit: str) -> None:
-    took = []
-    for size in (30_000, 240_000):
-        line = embed(unit * (size // len(unit)) + '{"k"')
-        begin = time.process_time()
-        redact(line, "**.k", "**.b.k", patterns=[EMAIL])
-        took.append(time.process_time() - begin)
-    assert took[1] < 30 * took[0] + 0.2, "eight times the text"
+    for rules in (["**.k", "**.b.k"], ["**.h.*"]):
+        took = []
+        for size in (30_000, 240_000):
+            line = embed(unit * (size // len(unit)) + '{"k"')
+            begin = time.process_time()
+            redact(line, *rules, patterns=[EMAIL])
+            took.append(time.process_time() - begin)
+        assert took[1] < 30 * took[0] + 0.2, "eight times the text"
 
 
 def test_escapes_that_are_escaped_more_often_than_levels_are_read_are_hidden(
