@@ -566,17 +566,22 @@ def _finish(
         ("raw_traces", TRACE_COLUMNS, batch.traces, found.traces, batch.rows),
         ("raw_rejects", REJECT_COLUMNS, batch.rejected, found.rejects, batch.rejects),
     ):
-        is_trusted = table in ours or not batch.by_rules
-        if held == wanted and (not held or (is_trusted and _holds_its_lines(store, batch, table))):
+        is_whole = held == wanted and (not held or _holds_its_lines(store, batch, table))
+        if is_whole and (not held or table in ours or not batch.by_rules):
             continue
-        is_changed = True
         if held:
-            store.command(
-                f"alter table {store.table(table)} delete where batch_id = {{batch_id:String}}"
-                " settings mutations_sync = 2",
-                {"batch_id": batch.batch_id},
-            )
+            try:
+                store.command(
+                    f"alter table {store.table(table)} delete where batch_id = {{batch_id:String}}"
+                    " settings mutations_sync = 2",
+                    {"batch_id": batch.batch_id},
+                )
+            except StoreError as error:
+                if error.code != ACCESS_DENIED or not is_whole:
+                    raise
+                continue  # who may only insert has to trust what is whole
             ours[table] = None  # what was removed may have had the token
+        is_changed = True
         token = ours.setdefault(table, f"{batch.batch_id}-{table}")
         if wanted:
             store.insert_binary(table, columns, rows, f"{query_id}-{table}", token)

@@ -172,10 +172,11 @@ def test_what_a_killed_run_was_removing_is_not_trusted(
     assert counts(store) == (3, 2, 1)
 
 
+@pytest.mark.parametrize("by_rules", [False, True])
 def test_a_writer_that_may_only_insert_finishes_what_a_killed_run_left(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, by_rules: bool
 ) -> None:
-    batch, query = make(), store.query
+    batch, query = dataclasses.replace(make(), by_rules=by_rules), store.query
 
     def denied(sql: str, parameters: Any = None) -> Any:
         if "system.mutations" in sql or sql.startswith("alter"):
