@@ -7,12 +7,18 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from loader.settings import Settings
 from loader.store import Store, open_store
 from tests.support.http_front import Front
 from tests.support.project import Project
+
+# A test says what is right, not how fast: machines are shared.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
 
 SHARED_CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 

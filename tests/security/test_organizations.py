@@ -166,7 +166,7 @@ def test_each_reads_its_own(reader: Reader) -> None:
             check(text, organization)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     organization=st.sampled_from(ORGANIZATIONS)
     | st.text(SPECIAL, max_size=12)

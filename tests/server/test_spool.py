@@ -80,7 +80,7 @@ def test_a_length_that_lies_does_not_swallow_what_follows() -> None:
     assert isinstance(damage, Damage)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.binary(max_size=200), max_size=8),
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=4),
