@@ -128,7 +128,7 @@ def test_an_id_that_comes_again_stays_what_it_was(project: Project, tmp_path: Pa
         "select id, organization_id, differs_in from trace_conflicts order by id"
     )
     assert conflicts == [
-        {"id": "000007", "organization_id": "org-other", "differs_in": ["envelope"]}
+        {"id": "000007", "organization_id": "org-other", "differs_in": ["organization"]}
     ]
     assert project.value("select count() from int_batches__pending") == 0
 

@@ -9,7 +9,8 @@ Roles for a server (the embedded engine has no users):
 | <prefix>_writer            | insert into the raw tables, and count what they hold of a batch      |
 | <prefix>_transformer       | what dbt needs: all of the database, and to see parts and statements |
 | <prefix>_reader            | read every organization: for the service that serves traces back     |
-| <prefix>_reader_<md5>      | read the marts of one organization; rows of others do not exist here |
+| <prefix>_reader_<md5>      | read the marts of one organization; rows of others do not exist here,|
+|                            | nor do columns that tell of others (`meta: {is_private: true}`)      |
 
 Run it again after the first build, and whenever a model or an organization is added: a grant and a
 policy can only be made for what is there or known by name. It makes roles, never users, and holds
@@ -38,7 +39,7 @@ no password: `create user …`, `grant <role> to <user>` are the administrator's
     {%- for node in graph.nodes.values() if var('sharded', false) or (node.package_name == project_name and node.config.materialized.startswith('distributed')) -%}
         {{ exceptions.raise_compiler_error('create_roles: the row policy of a Distributed table does not hold for the tables behind it. Keep one ledger a shard (docs/operate.md), and make the roles in each.') }}
     {%- endfor -%}
-    {%- for statement in roles_ddl(target.schema, prefix, organizations, _organization_tables(), target.get('cluster')).split(';;\n') if statement.strip() -%}
+    {%- for statement in roles_ddl(target.schema, prefix, organizations, _organization_tables(), target.get('cluster'), _private_columns()).split(';;\n') if statement.strip() -%}
         {%- if dry_run -%}
             {%- do print(statement.strip().rstrip(';') ~ ';') -%}
         {%- else -%}
@@ -60,10 +61,23 @@ no password: `create user …`, `grant <role> to <user>` are the administrator's
     {{ return(tables | sort) }}
 {%- endmacro -%}
 
+{#- Columns that tell of other organizations' rows, which a row policy does not hide: name of the mart ->
+    which it may be granted, and which not. -#}
+{%- macro _private_columns() -%}
+    {%- set tables = {} -%}
+    {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.package_name == project_name -%}
+        {%- set private = node.columns.values() | selectattr('meta.is_private') | map(attribute='name') | list -%}
+        {%- if private -%}
+            {%- do tables.update({node.alias: {'private': private, 'public': node.columns.keys() | reject('in', private) | list}}) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {{ return(tables) }}
+{%- endmacro -%}
+
 {#- The statements, separated by `;;`; all may be run again. A role's policies come before what it is
     granted: a role without a policy may see every row. The head of a query's name tells the loader
     whether its insert still runs, and a comment in its text tells dbt whether another run does. -#}
-{%- macro roles_ddl(database, prefix, organizations, tables, cluster=none) -%}
+{%- macro roles_ddl(database, prefix, organizations, tables, cluster=none, columns={}) -%}
 {%- set on_cluster = (' on cluster `' ~ cluster ~ '`') if cluster else '' -%}
 {%- set writer, transformer, reader = prefix ~ '_writer', prefix ~ '_transformer', prefix ~ '_reader' -%}
 create role if not exists {{ writer }}, {{ transformer }}, {{ reader }}{{ on_cluster }};;
@@ -95,7 +109,13 @@ alter role {{ role }}{{ on_cluster }} settings use_query_condition_cache = 0;;
 create row policy or replace {{ role }}{{ on_cluster }} on `{{ database }}`.{{ table }} for select using organization_id = {{ sql_text(organization) }} to {{ role }};;
 {%- endfor %}
 {%- for table in tables %}
+{%- if table in columns %}
+grant{{ on_cluster }} select({{ columns[table].public | join(', ') }}) on `{{ database }}`.{{ table }} to {{ role }};;
+{#- What was granted before they were private. #}
+revoke{{ on_cluster }} select({{ columns[table].private | join(', ') }}) on `{{ database }}`.{{ table }} from {{ role }};;
+{%- else %}
 grant{{ on_cluster }} select on `{{ database }}`.{{ table }} to {{ role }};;
+{%- endif %}
 {%- endfor %}
 {%- endfor %}
 {%- endmacro -%}

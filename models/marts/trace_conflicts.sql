@@ -69,6 +69,7 @@ arrived as (
 kept as (
     select
         id,
+        organization_id as kept_organization_id,
         batch_id as kept_batch_id,
         position as kept_position,
         sipHash64(request_json) as kept_request_hash,
@@ -93,22 +94,27 @@ conflicts as (
         arrived.position as position,
         kept.kept_batch_id as kept_batch_id,
         kept.kept_position as kept_position,
-        arrayFilter(
-            part -> part != '',
-            [
-                {# A payload that was retired cannot be compared any more. #}
-                if(
-                    arrived.request_hash != kept.kept_request_hash
-                    and not kept.is_request_retired,
-                    'request', ''
-                ),
-                if(
-                    arrived.response_hash != kept.kept_response_hash
-                    and not kept.is_response_retired,
-                    'response', ''
-                ),
-                if(arrived.envelope_hash != kept.kept_envelope_hash, 'envelope', '')
-            ]
+        {# Another organization learns no more: who sends guesses would learn which is right. #}
+        if(
+            arrived.organization_id != kept.kept_organization_id,
+            ['organization'],
+            arrayFilter(
+                part -> part != '',
+                [
+                    {# A payload that was retired cannot be compared any more. #}
+                    if(
+                        arrived.request_hash != kept.kept_request_hash
+                        and not kept.is_request_retired,
+                        'request', ''
+                    ),
+                    if(
+                        arrived.response_hash != kept.kept_response_hash
+                        and not kept.is_response_retired,
+                        'response', ''
+                    ),
+                    if(arrived.envelope_hash != kept.kept_envelope_hash, 'envelope', '')
+                ]
+            )
         ) as differs_in,
         arrived.landed_at as landed_at
     from arrived

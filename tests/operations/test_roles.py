@@ -55,6 +55,12 @@ def test_roles_are_printed_and_parse(embedded: Project) -> None:
     guarded = {text.split(" on ")[1].split()[0] for text in policies}
     assert granted == guarded, "a reader of one organization reads nothing without a policy"
     assert not any("raw_" in table for table in granted)
+    reader = "tokenledger_reader_" + md5(ORG.encode()).hexdigest()
+    places = [text for text in statements if "trace_conflicts" in text and text.endswith(reader)]
+    assert [text.split(" on ")[0] for text in places if "policy" not in text] == [
+        "grant select(id, organization_id, batch_id, position, differs_in, landed_at)",
+        "revoke select(kept_batch_id, kept_position)",
+    ], "the kept arrival may be another organization's"
     for role in {text.split()[-1] for text in statements if text.startswith("grant")}:
         own = [text for text in statements if text.split(" to ")[-1].split(", ").count(role)]
         kinds = [text.split()[0] for text in own]
