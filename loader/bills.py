@@ -2,9 +2,9 @@
 
 Owns reading bills by the descriptions in loader/bills.yml, amounts as exact decimals beside the
 text they were written as, and that the same bill is landed once. Refuses to know a provider, to
-land a part of a file (a part of a bill is a wrong bill), and to change what is there: of a period
-that is billed again, the last known holds, which is SQL's to say. A period that a bill lists
-without a line takes the place of lines that are there, as a row that says so.
+land a part of a file (a part of a bill is a wrong bill) or a page of it twice, and to change what
+is there: of a period that is billed again, the last known holds, which is SQL's to say. A period
+that a bill lists without a line takes the place of lines that are there, as a row that says so.
 """
 
 from __future__ import annotations
@@ -321,8 +321,14 @@ def land_periods(
 def _json_lines(
     text: str, formats: tuple[BillFormat, ...], provider: str | None
 ) -> Iterator[tuple[str, BillLine]]:
+    pages: dict[str, int] = {}
     for page, document in enumerate(json_documents(text), start=1):
         bill = _recognised(document, [one for one in formats if one.kind == "json"], f"page {page}")
+        same = pages.setdefault(json.dumps(document, sort_keys=True), page)
+        if same != page and document[bill.buckets]:
+            raise ValueError(
+                f"page {page} is the same as page {same}, and would be charged twice: remove one"
+            )
         for number, bucket in enumerate(_objects(document[bill.buckets])):
             where = f"page {page}, {bill.buckets}[{number}]"
             for index, row in enumerate(_objects(bucket.get(bill.rows))):

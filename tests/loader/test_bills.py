@@ -85,6 +85,16 @@ def test_a_table_names_its_provider_or_the_caller_does(tmp_path: Path) -> None:
     assert read(tmp_path, "amount_usd,date\n2,2026-10-18\n", "q")[0][0] == "q"
 
 
+def test_a_page_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    empty = '{"object": "page", "data": []}'
+    pages = [page("1"), empty, page("2", 1792368000), page("1").replace(": ", ":"), empty]
+    for text in ("\n".join(pages), f"[{', '.join(pages)}]"):
+        with pytest.raises(SourceError, match=r"page 4 is the same as page 1.*Nothing of it was"):
+            read(tmp_path, text)
+    del pages[3]
+    assert len(read(tmp_path, "\n".join(pages))) == 2, "a page without a day charges nothing"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
