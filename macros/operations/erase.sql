@@ -11,7 +11,7 @@ the envelope's user_id, which only raw_traces holds; `customer` the billing cust
 it: the trace's own, or what is known now of its organization at its time; `agent` the agent_id. A
 trace goes with every arrival of it in its organization: one that stayed would be the trace from the
 next run on. A reject cannot be read, so it goes when its bytes hold every one of the ids as a JSON
-string, however spelled.
+string, however spelled, or number.
 
 Order, so that a kill at any instant leaves a state that the same call completes, and no run brings
 anything back: what is to go is listed, batches to look at again are reopened, what will go from the
@@ -213,23 +213,30 @@ from matched
         )
 {%- endmacro -%}
 
-{#- Whether text, which need not be JSON as a whole, holds this value as a JSON string: as its usual
-    spellings, also within a string, and as any string of it that can be read. -#}
+{#- Whether text, which need not be JSON as a whole, holds this value as a JSON string, or, where it is all
+    digits, as a number. Each character may be itself or an escape, behind as many backslashes as JSON in
+    strings within strings gives it. -#}
 {%- macro names_text(text, value) -%}
-    {%- set plain = '"' ~ value.replace('\\', '\\\\').replace('"', '\\"') ~ '"' -%}
-    {%- set spellings = [] -%}
-    {%- for spelling in [plain, tojson(value)] -%}
-        {%- for one in [spelling, spelling.replace('/', '\\/')] -%}
-            {%- do spellings.append(sql_text(one)) -%}
-            {%- do spellings.append(sql_text(one.replace('\\', '\\\\').replace('"', '\\"'))) -%}
+    {%- set short = {'\b': 'b', '\f': 'f', '\n': 'n', '\r': 'r', '\t': 't'} -%}
+    {%- set spelled = [] -%}
+    {%- for character in value -%}
+        {%- set code = character.encode('utf-16-be').hex() -%}
+        {%- set itself = character if character.isalnum() or code | length > 4 else '\\x{' ~ code ~ '}' -%}
+        {%- set escape = [] -%}
+        {%- for digit in code -%}
+            {%- do escape.append(('\\\\+u' if loop.index0 % 4 == 0 else '') ~ '[' ~ digit ~ digit | upper ~ ']') -%}
         {%- endfor -%}
+        {%- set ways = [('\\\\*' if character in '"\\/' else '') ~ itself, escape | join('')] -%}
+        {%- if character in short -%}{%- do ways.append('\\\\+' ~ short[character]) -%}{%- endif -%}
+        {%- do spelled.append('(?:' ~ ways | join('|') ~ ')') -%}
     {%- endfor -%}
-    (multiSearchAny({{ text }}, [{{ spellings | unique | join(', ') }}])
-    or arrayExists(
-        quoted -> JSONExtractString(quoted) = {{ sql_text(value) }}
-            or multiSearchAny(JSONExtractString(quoted), [{{ spellings | unique | join(', ') }}]),
-        extractAll(toValidUTF8({{ text }}), '"(?:[^"\\\\]|\\\\.)*"')
-    ))
+    {%- set quote = '(?:\\\\*"|\\\\+u0022)' -%}
+    {%- set needles = [quote ~ spelled | join('') ~ quote] -%}
+    {%- if modules.re.fullmatch('[0-9]+', value) -%}
+        {%- set space = '(?:\\s|\\\\+[nrt])*' -%}
+        {%- do needles.append('[:\\[,]' ~ space ~ value ~ space ~ '(?:[,}\\]]|$)') -%}
+    {%- endif -%}
+    match(toValidUTF8({{ text }}), {{ sql_text(needles | join('|')) }})
 {%- endmacro -%}
 
 {#- The places of which a row was erased: in either raw table, as a line that was a reject may be a row

@@ -406,6 +406,10 @@ def test_a_reject_goes_however_it_spells_the_name(project: Project, tmp_path: Pa
         ascii_.replace("e9", "E9").replace("org", "\\u006frg"),
         json.dumps(json.dumps({"org_id": name})),
         json.dumps(json.dumps({"org_id": name}, ensure_ascii=False)),
+        json.dumps(json.dumps(json.dumps(json.dumps({"org_id": name})))),
+        json.dumps(json.dumps(ascii_.replace("e9", "E9"))),
+        json.dumps(ascii_).replace('\\"', "\\u0022"),
+        '" ' + ascii_,
     ]
     path = tmp_path / "a.ndjson"
     cut = "".join(f'{{"org_id": {line}, "cut": \n' for line in [*lines, '"org/"'])
@@ -417,6 +421,18 @@ def test_a_reject_goes_however_it_spells_the_name(project: Project, tmp_path: Pa
     assert [row["line"] for row in project.query("select line from raw_rejects")] == [
         len(lines) + 1
     ]
+
+
+def test_a_reject_goes_where_the_id_is_a_number(embedded: Project, tmp_path: Path) -> None:
+    names = ["4711, ", " 4711}", "[1,4711]", json.dumps('{"user_id":\n4711\n}'), "4711"]
+    others = ["14711,", "47110,", "4711.5,", '"x4711",', "4711x,"]
+    path = tmp_path / "a.ndjson"
+    path.write_text("".join(f'{{"cut": {{"user_id":{line}\n' for line in [*names, *others]))
+    embedded.loader(str(path), expect=1)
+    embedded.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
+    operation(embedded, "erase", '{user: "4711"}')
+    left = [row["line"] for row in embedded.query("select line from raw_rejects order by line")]
+    assert left == [len(names) + 1 + number for number in range(len(others))]
 
 
 def test_what_yaml_makes_of_a_name_is_refused(project: Project, tmp_path: Path) -> None:
