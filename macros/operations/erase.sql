@@ -135,6 +135,17 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             ~ 'What is erased now is remembered, and goes once more when it comes back.') -%}
     {%- endif -%}
 
+    {#- A loader was killed, or is at work. A file that grew since is cut otherwise: its batch is another one. -#}
+    {%- set unfinished = run_query(
+        'select count() from (select batch_id from ' ~ raw_traces ~ ' where (batch_id, position) in (select batch_id, position from ' ~ going
+        ~ ') union all select batch_id from (' ~ owned_rejects ~ ')) where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches')
+        ~ ') and batch_id not in (select batch_id from ' ~ source('raw', 'raw_lost_batches') ~ ')'
+    ).rows[0][0] | int -%}
+    {%- if unfinished > 0 -%}
+        {%- do print('note: ' ~ unfinished ~ ' of them are of batches that are not finished: land their sources, then erase again '
+            ~ 'by the same call. What is landed then may be another batch, of which nothing is remembered.') -%}
+    {%- endif -%}
+
     {%- if not dry_run -%}
         {#- Of an id that goes, an arrival that stays may be the trace from now on: look again. By the list,
             and not by what is there still: a run may have come between a kill and this call. -#}

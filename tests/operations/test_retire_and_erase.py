@@ -343,6 +343,30 @@ def test_what_lost_rows_may_hide_is_named(embedded: Project, tmp_path: Path) -> 
     ) == [{"rows": 5, "theirs": 0}]
 
 
+def test_what_may_come_back_of_unfinished_batches_is_counted(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """A loader was killed before the ledger row, and its file grew before it is landed again."""
+    path = tmp_path / "a.ndjson"
+    embedded.dbt("run", *PLAIN)
+    land(embedded, path, traces(1, 7), broken=3)
+    embedded.query("alter table raw_batches delete where 1 settings mutations_sync = 2")
+    subject, theirs = "{organization: org-1}", "select count() from llm_traces_live"
+    for args in ("{organization: org-1, dry_run: true}", subject):
+        said = operation(embedded, "erase", args)
+        assert "3 of them are of batches that are not finished" in said
+        assert "land their sources, then erase again" in said
+    assert "not finished" not in operation(embedded, "erase", subject)
+    with path.open("a") as file:
+        file.write(json.dumps(record(9)) + "\n")
+    embedded.loader(str(path), expect=1)
+    assert embedded.value(f"{theirs} where organization_id = 'org-1'") == 2
+    assert "not finished" not in operation(embedded, "erase", subject)
+    assert embedded.value(f"{theirs} where organization_id = 'org-1'") == 0
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value(theirs) == 5
+
+
 @pytest.mark.parametrize("then", ["run", "replay", "erase"])
 def test_an_erased_reject_does_not_come_back_as_a_trace(
     embedded: Project, tmp_path: Path, then: str
