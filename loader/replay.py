@@ -7,9 +7,10 @@ A batch is replayed whole, as the source `replay/<batch_id>`: its rejected lines
 now become rows, the others are rejects again, with the place they first came from. So each line is
 in one open batch, and the ledger alone says which: a batch that was replayed is closed. Where no
 line became a record nothing is landed, so that replaying again changes nothing. A replay whose rows
-were lost is made again as it was, since its rows may have been built and its rejects replayed.
-Where records are redacted, what is landed again is redacted first. A line that was erased, and is
-there again with a batch that had been lost, counts as gone.
+were lost is made again as it was, since its rows may have been built and its rejects replayed; but
+not where a line of it was erased since, as what it was is not known then. Where records are
+redacted, what is landed again is redacted first. A line that was erased, and is there again with a
+batch that had been lost, counts as gone.
 """
 
 from __future__ import annotations
@@ -224,6 +225,19 @@ def _as_it_was(store: Store, source: str, rejects: list[_Reject], lost: list[str
         )
         if is_possible and _id_of(source, was) == lost_id:
             return was
+    if "retired_batches" in store.tables():
+        ((erased,),) = store.query(
+            f"select count() from {store.table('retired_batches')}"
+            " where reason = 'erasure' and batch_id = {batch_id:String}",
+            {"batch_id": source.removeprefix(REPLAY_PREFIX)},
+        )
+        if erased:
+            raise SourceError(
+                f"{source}: rows of it were lost, and lines of it were erased, so that it cannot "
+                "be made again as it was; made otherwise, some of its lines would be there twice. "
+                "What is in llm_traces of it stays. Its raw rows come back with a backup only: "
+                "restore one of before they were lost, and erase again what was erased since."
+            )
     raise SourceError(
         f"{source}: rows of it were lost, and by the formats, limits and redaction of today it "
         "would have others than then, some of them there twice. Replay it by those of then."

@@ -7,7 +7,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -301,6 +301,33 @@ def test_a_replay_that_was_lost_is_made_again_as_it_was(store: Store, tmp_path: 
     assert [row[1] for row in rows(store)] == ["3", "2"], "the others are replayed"
     assert replay(store, NEW) == (1, 1)
     assert [row[0] for row in rows(store)] == ["parrot", "parrot", "snake"]
+
+
+@pytest.fixture
+def retired(store: Store) -> Iterator[str]:
+    """Give the table of what was erased, as far as a replay asks for it."""
+    table = store.table("retired_batches")
+    columns = "batch_id String, reason String, positions Array(UInt32)"
+    store.command(f"create table {table} ({columns}) engine = MergeTree order by batch_id")
+    yield table
+    store.command(f"drop table {table} sync")
+
+
+def test_a_lost_replay_of_which_a_line_was_erased_says_so(
+    store: Store, tmp_path: Path, retired: str
+) -> None:
+    land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"squawk":2}\nx\n')
+    assert replay(store) == (2, 1)
+    first = batch_of(store, "/")
+    lose(store, f"replay/{first}", "raw_traces")
+    store.command(
+        f"insert into {retired} values ({{first:String}}, 'erasure', [0])", {"first": first}
+    )
+    land(store, tmp_path / "b.ndjson", '{"squawk":3}\n')
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"lines of it were erased.*with a backup only"):
+            replay(store)
+    assert [row[1] for row in rows(store)] == ["3"], "the others are replayed"
 
 
 @pytest.mark.parametrize(
