@@ -11,7 +11,8 @@ the envelope's user_id, which only raw_traces holds; `customer` the billing cust
 it: the trace's own, or what is known now of its organization at its time; `agent` the agent_id. A
 trace goes with every arrival of it in its organization: one that stayed would be the trace from the
 next run on. A reject cannot be read, so it goes when its bytes hold every one of the ids as a JSON
-string, however spelled, or number.
+string, however spelled, or number. A trace that was a reject first, and was replayed, takes that reject
+with it, whatever it holds.
 
 Order, so that a kill at any instant leaves a state that the same call completes, and no run brings
 anything back: what is to go is listed, batches to look at again are reopened, what will go from the
@@ -84,6 +85,10 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- if others > 0 -%}
         {%- do print('note: ' ~ others ~ ' erasures for somebody else were begun and are not complete: call them again as they were.') -%}
     {%- endif -%}
+    {%- set has_replays = run_query(
+        'select count() from (select source from ' ~ source('raw', 'raw_batches') ~ ' union all select source from '
+        ~ source('raw', 'raw_lost_batches') ~ ") where startsWith(source, 'replay/')"
+    ).rows[0][0] | int > 0 -%}
     {%- if dry_run -%}
         {%- set going = '(' ~ seeds ~ ' union distinct ' ~ _other_arrivals('(' ~ seeds ~ ')', listed) ~ ')' -%}
     {%- else -%}
@@ -95,7 +100,21 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {%- for more in [seeds, _other_arrivals(list, listed)] -%}
             {%- do run_query('insert into ' ~ list ~ ' (' ~ place ~ ', organization_id, created_date) select distinct * from (' ~ more ~ ')') -%}
         {%- endfor -%}
+        {%- do run_query('alter table ' ~ list ~ on_cluster() ~ ' add column if not exists is_reject Bool') -%}
+        {#- Once, as what is deleted cannot be looked at again: what this list has was found before a kill. -#}
+        {%- if has_replays -%}
+            {%- do run_query(
+                'insert into ' ~ list ~ ' (' ~ place ~ ', organization_id, created_date, is_reject) select distinct *, true from ('
+                ~ _replayed_lines(list, true) ~ ') where (id, organization_id) not in (select id, organization_id from ' ~ list ~ ' where is_reject)'
+            ) -%}
+        {%- endif -%}
         {%- set going = list -%}
+    {%- endif -%}
+    {%- if dry_run -%}
+        {%- set replayed = 'select batch_id, position from (' ~ _replayed_lines(going, false) ~ ')' if has_replays
+            else "select '', 0 where false" -%}
+    {%- else -%}
+        {%- set replayed = 'select batch_id, position from ' ~ list ~ ' where is_reject' -%}
     {%- endif -%}
     {%- set places = '(select ' ~ place ~ ' from ' ~ going ~ ')' -%}
 
@@ -103,7 +122,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- for value in kwargs.values() -%}
         {%- do needles.append(names_text('raw', value)) -%}
     {%- endfor -%}
-    {%- set owned_rejects = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ') -%}
+    {%- set owned_rejects = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ')
+        ~ ' or (batch_id, position) in (' ~ replayed ~ ')' -%}
 
     {%- set report = run_query(
         "select * from (select 'raw_traces' as `table`, count() as `rows` from " ~ raw_traces
@@ -158,7 +178,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {%- endfor -%}
         {#- From the list, so that rows which retention took are recorded too: they may be landed again. What
             was erased from the other table, and is in this one now, is missing from this one then. -#}
-        {%- for raw_table, rows in {'raw_traces': 'select batch_id, position from ' ~ list, 'raw_rejects': owned_rejects}.items() -%}
+        {%- for raw_table, rows in {'raw_traces': 'select batch_id, position from ' ~ list ~ ' where not is_reject', 'raw_rejects': owned_rejects}.items() -%}
             {%- do run_query(
                 'insert into ' ~ retired ~ ' (batch_id, raw_table, reason, is_whole, positions, retired_at)'
                 ~ " select batch_id, '" ~ raw_table ~ "', 'erasure', false, groupUniqArray(position), now64(3, 'UTC')"
@@ -222,6 +242,74 @@ from matched
                 and (id, batch_id, position) not in (select id, batch_id, position from {{ going }})
                 and id not in (select id from {{ ref('llm_traces') }} where id in (select id from {{ going }}))
         )
+{%- endmacro -%}
+
+{#- The rejects, in batches that were replayed, which became traces that go: a row's customer may be known
+    from a subscription alone, and is not in the line. The rows of a replay are its records, in the order of
+    the rejects that it did not keep. Where one of these was erased without the other that says nothing, and
+    all of them are taken: their traces stay. A reject that was replayed twice has the same place each time.
+    What is not listed in a table yet is a query that takes long, and is asked once. -#}
+{%- macro _replayed_lines(going, is_listed) -%}
+    {%- set all_batches -%}
+(
+    select batch_id, source, `rows` from {{ source('raw', 'raw_batches') }} where startsWith(source, 'replay/')
+    union distinct
+    select batch_id, source, `rows` from {{ source('raw', 'raw_lost_batches') }} where startsWith(source, 'replay/')
+)
+    {%- endset -%}
+    with
+
+    replays as (
+        select batch_id as replay_id, substring(source, 8) as origin_id, `rows`
+        from {{ all_batches }}
+        {% if is_listed %}where batch_id in (select batch_id from {{ going }}){% endif %}
+    ),
+
+    lines as (
+        select
+            *,
+            row_number() over (partition by replay_id order by position) as nth,
+            count() over (partition by replay_id) as total
+        from (
+            select distinct replay_id, position, source, line, byte_offset
+            from {{ source('raw', 'raw_rejects') }} as rejects
+            inner join replays on rejects.batch_id = replays.origin_id
+            where rejects.batch_id in (select origin_id from replays)
+        )
+        where (replay_id, source, line, byte_offset) not in (
+            select batch_id, source, line, byte_offset
+            from {{ source('raw', 'raw_rejects') }}
+            where batch_id in (select replay_id from replays)
+        )
+    ),
+
+    records as (
+        select
+            *,
+            row_number() over (partition by replay_id order by position) as nth,
+            count() over (partition by replay_id) as total
+        from (select replay_id, arrayJoin(range(`rows`)) as position from replays)
+        where (replay_id, position) not in (
+            {{ erased_positions() }}
+            {% if is_listed %}and (batch_id, position) not in (select batch_id, position from {{ going }}){% endif %}
+        )
+    ),
+
+    places as (
+        select gone.id as id, organization_id, created_date, source, line, byte_offset
+        from {{ going }} as gone
+        inner join records on gone.batch_id = records.replay_id and gone.position = records.position
+        inner join lines on records.replay_id = lines.replay_id
+        where records.nth = lines.nth or records.total != lines.total
+    )
+
+    select places.id as id, batch_id, position, organization_id, created_date
+    from {{ source('raw', 'raw_rejects') }} as rejects
+    inner join places
+        on rejects.source = places.source
+        and rejects.line = places.line
+        and rejects.byte_offset = places.byte_offset
+    where rejects.batch_id in (select substring(source, 8) from {{ all_batches }})
 {%- endmacro -%}
 
 {#- Whether text, which need not be JSON as a whole, holds this value as a JSON string, or, where it is all

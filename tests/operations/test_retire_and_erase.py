@@ -367,6 +367,49 @@ def test_what_may_come_back_of_unfinished_batches_is_counted(
     assert embedded.value(theirs) == 5
 
 
+def test_a_replayed_trace_takes_the_reject_that_it_was(embedded: Project, tmp_path: Path) -> None:
+    """Only a subscription knows the customer: nothing in the line names whom to erase."""
+    accounts = tmp_path / "accounts.csv"
+    accounts.write_text(
+        "organization_id,valid_from,plan_type,cost_source,customer_id\n"
+        "org-0,2026-01-01T00:00:00Z,pro,credits,cus-0\norg-1,2026-01-01T00:00:00Z,pro,credits,cus-1\n"
+    )
+    embedded.loader("billing", str(accounts))
+    path = tmp_path / "a.ndjson"
+    # Every third is of an organization; each as a record, too large, and larger still.
+    write(path, [record(number, step_id="x" * (2000 * (number % 4))) for number in range(1, 13)])
+    limit = "TOKENLEDGER_MAX_RECORD_BYTES"
+    embedded.env[limit] = "2000"
+    embedded.loader(str(path), expect=1)
+    embedded.env[limit] = "5000"
+    embedded.loader("rejects", "--replay", expect=1)
+    del embedded.env[limit]
+    embedded.loader("rejects", "--replay")
+    embedded.dbt("run", *PLAIN, "+int_traces__rebilled")
+    lines = {number for number in range(1, 13) if number % 4}
+
+    def left() -> list[tuple[int, int]]:
+        found = embedded.query(
+            "select line, count() as copies from raw_rejects group by line order by line"
+        )
+        return [(row["line"], row["copies"]) for row in found]
+
+    # Those of more than 5000 bytes are in the first batch and in its replay.
+    copies = {line: 2 if line % 4 == 3 else 1 for line in lines}
+    assert left() == sorted(copies.items())
+    said = operation(embedded, "erase", "{customer: cus-0, dry_run: true}")
+    gone = [line for line in lines if line % 3 == 0]
+    assert f"| raw_rejects | {sum(copies[line] for line in gone):>4} |" in said
+    for customer, number in (("cus-0", 0), ("cus-1", 1)):
+        operation(embedded, "erase", f"{{customer: {customer}}}")
+        copies = {line: count for line, count in copies.items() if line % 3 != number}
+        assert left() == sorted(copies.items())
+    assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
+    embedded.dbt("run", *PLAIN)
+    ids = embedded.query("select id from llm_traces order by id")
+    assert [int(row["id"]) for row in ids] == [2, 5, 8, 11]
+
+
 @pytest.mark.parametrize("then", ["run", "replay", "erase"])
 def test_an_erased_reject_does_not_come_back_as_a_trace(
     embedded: Project, tmp_path: Path, then: str
