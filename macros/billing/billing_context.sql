@@ -39,11 +39,12 @@ histories as (
     group by organization_id
 ),
 
--- The empty organization has none, and keeps the lists from being empty.
+-- The empty organization has none, and keeps the lists from being empty. Both are one value: asked for
+-- one by one they would be read twice, in an order each, and give an organization another's history.
 subscriptions as (
     select
-        arrayPushBack(groupArray(organization_id), '') as organizations,
-        arrayPushBack(groupArray(history), '[]') as histories
+        arraySort(groupArray((organization_id, history))) as pairs,
+        (arrayPushBack(pairs.1, ''), arrayPushBack(pairs.2, '[]')) as lists
     from histories
 ),
 
@@ -54,8 +55,8 @@ subscribed as (
             subscription -> subscription.1 <= toUnixTimestamp64Micro(created_at),
             transform(
                 organization_id::String,
-                (select organizations from subscriptions),
-                (select subscriptions.histories from subscriptions),
+                tupleElement((select lists from subscriptions), 1),
+                tupleElement((select lists from subscriptions), 2),
                 '[]'
             )::Array(Tuple(Int64, String, String, String))
         ) as subscription

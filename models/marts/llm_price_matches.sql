@@ -88,16 +88,15 @@ model_clauses as (
 
 fallbacks as (
     select
-        groupArray(provider::String) as sellers,
-        groupArray((rule_position, tupleElement(conditions[1], 2))) as owners
+        arraySort(groupArray(
+            (provider::String, (rule_position, tupleElement(conditions[1], 2)))
+        )) as offers
     from rules
     where rule_kind = 'fallback'
 ),
 
 aliases as (
-    select
-        groupArray(provider) as names,
-        groupArray((toUInt32(rank), price_provider)) as targets
+    select arraySort(groupArray((provider, (toUInt32(rank), price_provider)))) as targets
     from {{ ref('provider_aliases') }}
 ),
 
@@ -153,10 +152,9 @@ placed as (
         model,
         response_model,
         names,
-        arrayFilter(
-            (target, name) -> name = provider_name,
-            (select targets from aliases),
-            (select names from aliases)
+        arrayMap(
+            target -> target.2,
+            arrayFilter(target -> target.1 = provider_name, (select targets from aliases))
         ) as alias_targets,
         arrayFirst(
             rule -> {{ price_clause_holds('provider_name', 'rule.3') }},
@@ -196,12 +194,10 @@ spread as (
             arrayMap(own -> (own.1 * 1000, own.2, false), own_providers),
             arrayFlatten(arrayMap(
                 own -> arrayMap(
-                    other -> (own.1 * 1000 + other.1, other.2, true),
-                    arrayFilter(
-                        (other, seller) -> seller = own.2,
-                        (select owners from fallbacks),
-                        (select sellers from fallbacks)
-                    )
+                    other -> (
+                        own.1 * 1000 + tupleElement(other.2, 1), tupleElement(other.2, 2), true
+                    ),
+                    arrayFilter(other -> other.1 = own.2, (select offers from fallbacks))
                 ),
                 own_providers
             ))

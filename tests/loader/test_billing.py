@@ -224,3 +224,27 @@ def test_only_what_is_pending_is_read_and_looked_up(project: Project, tmp_path: 
 
     everything = project.value("select count() from raw_traces")
     assert 0 < read_rows("int_traces__billed") <= everything // 3
+
+
+def test_each_organization_pays_by_its_own_subscription_however_they_are_read(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Subscriptions lie in as many parts as there were files, read by threads in any order."""
+    count = 200
+    for part in range(7):
+        rows = [
+            {"organization_id": f"org-{n}", "customer_id": f"cus-{n}", "valid_from": "2026-01-01"}
+            for n in range(part, count, 7)
+        ]
+        embedded.loader("billing", write(tmp_path / f"{part}.ndjson", *rows))
+    traces = [
+        {"id": str(n), "org_id": f"org-{n}", "response_json": {}, "created_at": "2026-10-01"}
+        for n in range(count)
+    ]
+    embedded.loader(write(tmp_path / "traces.ndjson", *traces))
+    embedded.dbt("run", "--select", "+int_traces__rebilled")
+    own = "billing_customer_id = replaceOne(organization_id::String, 'org', 'cus')"
+    for relation in ("llm_traces", "int_traces__rebilled"):
+        for threads in (1, 2, 4, 8) * 3:
+            sql = f"select countIf({own}) from {relation} settings max_threads = {threads}"
+            assert embedded.value(sql) == count, (relation, threads)
