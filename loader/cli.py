@@ -65,10 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answer = _Output(sys.stdout, is_flushed=False)
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(answer):
         code = _run(verb, given)
-        answer.flush()
+        answer.end()
         if answer.failure is not None and code in (0, 1):
             print(f"{_USAGE}: the output cannot be written: {answer.failure}.", file=sys.stderr)
             code = 2
+        said.end()
     return code
 
 
@@ -96,7 +97,14 @@ class _Output(io.TextIOBase):
         self.failure: str | None = None
 
     def write(self, text: str) -> int:
-        self._do(lambda stream: stream.write(text))
+        def say(stream: TextIO) -> None:
+            try:
+                stream.write(text)
+            except UnicodeEncodeError:
+                encoding = stream.encoding or "ascii"
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+        self._do(say)
         if self._is_flushed:
             self.flush()
         return len(text)
@@ -117,16 +125,26 @@ class _Output(io.TextIOBase):
             return
         try:
             action(self._stream)
-        except (OSError, ValueError) as error:
-            if not isinstance(error, BrokenPipeError):
-                self.failure = getattr(error, "strerror", None) or "it is closed"
+        except BrokenPipeError:
             self._silence(self._stream)
+        except OSError as error:
+            # This much is lost; a disk that was full may have room for what comes.
+            self.failure = error.strerror or "it cannot be written"
+        except ValueError:
+            self.failure = "it is closed"
+            self._stream = None
 
     def _silence(self, stream: TextIO) -> None:
         """Send what is still said nowhere, so that closing the stream is no error either."""
         self._stream = None
         with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
+
+    def end(self) -> None:
+        """Say what is left to say, and let the interpreter's end meet no error."""
+        self.flush()
+        if self.failure is not None and self._stream is not None:
+            self._silence(self._stream)
 
 
 def _parser(verb: str) -> tuple[argparse.ArgumentParser, ModuleType]:

@@ -6,6 +6,7 @@ are copied byte for byte, and what they mean is decided in SQL.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -92,6 +93,7 @@ class Framer:
         self._decode: Callable[[bytes], dict[str, msgspec.Raw]] = msgspec.json.Decoder(
             dict[str, msgspec.Raw]
         ).decode
+        self._decode_any = msgspec.json.Decoder(msgspec.Raw).decode
         self._key_texts: dict[str, bytes] = {}
 
     @classmethod
@@ -141,8 +143,14 @@ class Framer:
             return _TOO_DEEP
         except msgspec.ValidationError:
             # Said of the first character: what comes behind it may be no JSON.
-            split = _split_leniently(line)
-            return split if isinstance(split, Rejection) else _NOT_AN_OBJECT
+            try:
+                self._decode_any(line)
+            except RecursionError:
+                return _TOO_DEEP
+            except msgspec.DecodeError:
+                split = _split_leniently(line)
+                return split if isinstance(split, Rejection) else _NOT_AN_OBJECT
+            return _NOT_AN_OBJECT
         except msgspec.DecodeError:
             split = _split_leniently(line)
             if isinstance(split, Rejection):
@@ -198,16 +206,15 @@ _UNKNOWN_FORMAT = Rejection(
 
 # The engine reads a thousand levels, and whose a trace is stands in its envelope.
 _MAX_ENVELOPE_DEPTH = 900
-_STRING_OR_BRACKET = re.compile(rb'"(?>[^"\\]+|\\.)*+"|[][{}]')
+_STRING = re.compile(rb'"(?>[^"\\]+|\\.)*+"')
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _is_deep(envelope: bytes) -> bool:
-    depth = 0
-    for found in _STRING_OR_BRACKET.finditer(envelope):
-        depth += (found[0] in b"[{") - (found[0] in b"]}")
-        if depth > _MAX_ENVELOPE_DEPTH:
-            return True
-    return False
+    steps = _STRING.sub(b"", envelope).translate(_STEPS, _NO_BRACKETS)
+    depths = itertools.accumulate(memoryview(steps).cast("b"))
+    return max(depths, default=0) > _MAX_ENVELOPE_DEPTH
 
 
 def _matches(format_: Format, parts: dict[str, Any]) -> bool:
@@ -228,7 +235,7 @@ _MEMBER_HEAD = re.compile(rb'\s*[{,]\s*"(?>[^"\\]+|\\.)*+"\s*:\s*')
 def _has_key_twice(line: bytes, parts: dict[str, Any]) -> bool:
     """Say whether an object has more members than were read of it: of a key the last one stays."""
     shortest = sum(map(len, parts)) + sum(map(len, parts.values())) + 4 * len(parts) + 1
-    if len(line) < shortest + _MEMBER_BYTES:
+    if not parts or len(line) < shortest + _MEMBER_BYTES:
         return False
     end = 0
     for value in parts.values():

@@ -215,6 +215,9 @@ def record_batch(
         if known is not None and not store.is_embedded:
             # It may have waited for the batches before it, and others could land meanwhile.
             _refuse_twice(batch, _look_for_others(store, batch), known)
+        if batch.by_rules and not store.is_embedded:
+            # And one that landed the same bytes may have removed what is here: see _finish.
+            _refuse_other_counts(store, batch, _look(store, batch, None))
         query_id = f"{batch.batch_id}-ledger-{number}"
         store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], query_id)
 
@@ -575,6 +578,7 @@ def _finish(
                     f"alter table {store.table(table)} delete where batch_id = {{batch_id:String}}"
                     " settings mutations_sync = 2",
                     {"batch_id": batch.batch_id},
+                    f"{query_id}-{table}-delete",
                 )
             except StoreError as error:
                 if error.code != ACCESS_DENIED or not is_whole:
@@ -588,6 +592,14 @@ def _finish(
     if is_changed:
         found = _look(store, batch, known)
         _refuse_twice(batch, found.others, known)
+    if found.traces < batch.rows:
+        ours["raw_traces"] = None  # the token is known of rows that were removed since
+    if found.rejects < batch.rejects:
+        ours["raw_rejects"] = None
+    _refuse_other_counts(store, batch, found)
+
+
+def _refuse_other_counts(store: Store, batch: Batch, found: _Found) -> None:
     if (found.traces, found.rejects) != (batch.rows, batch.rejects):
         raise StoreError(
             f"the store {store.settings.store_name} holds {found.traces} rows and {found.rejects} "

@@ -361,17 +361,19 @@ def hold(
 
 def _open(path: str, *, is_file: bool) -> BinaryIO:
     """Open a path; of a file, not what it has been replaced with since: a link, a pipe."""
-    # Not to wait for whoever would write to a pipe.
-    only_files = os.O_NOFOLLOW | os.O_NONBLOCK if is_file else 0
+    # Not to wait for whoever would write to a pipe. What leads to no name (a file that has none any
+    # more, by its descriptor) is followed: nothing has taken its place.
+    is_named = is_file and os.path.exists(os.path.realpath(path))  # noqa: PTH110
+    only_files = (os.O_NOFOLLOW if is_named else 0) | (os.O_NONBLOCK if is_file else 0)
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | only_files), "rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | only_files)
     except OSError as error:
         reason = "it is a link now" if error.errno == errno.ELOOP else error.strerror
         raise SourceError(f"{path}: cannot be opened: {reason}.") from None
-    if is_file and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if is_file and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise SourceError(f"{path}: cannot be opened: it is no file any more.")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def _is_locked(file: BinaryIO) -> bool:

@@ -141,11 +141,21 @@ class Store:
             ).result_rows
         ]
 
-    def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
-        """Run a statement that has no rows to return; values are bound as in `query`."""
+    def command(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        query_id: str | None = None,
+    ) -> None:
+        """Run a statement that has no rows to return; values are bound as in `query`.
+
+        A server runs it under the `query_id`, if there is one; see `is_running`.
+        """
         self._require_space()
+        named = {"query_id": query_id} if query_id and not self.is_embedded else None
         self._guarded(
-            "a statement", lambda: self._client.command(sql, parameters=dict(parameters or {}))
+            "a statement",
+            lambda: self._client.command(sql, parameters=dict(parameters or {}), settings=named),
         )
 
     def insert_rows(

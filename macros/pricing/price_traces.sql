@@ -58,7 +58,13 @@ overrides as (
         prices.organization_id as for_organization,
         prices.service_tier as for_tier,
         arraySort(
-            rate -> (rate.precedence, -toInt64(rate.tier_start)),
+            -- Of two that hold at once the later one, as with subscriptions.
+            rate -> (
+                rate.precedence,
+                -toInt64(rate.tier_start),
+                -toUnixTimestamp64Micro(rate.valid_from),
+                rate.price_id
+            ),
             groupArray(
                 {{ price_tuple("if(prices.organization_id = '', 1, 0)", "toUInt32(if(prices.window_start = '' and empty(prices.weekdays), 2, 1))") }}
             )

@@ -84,8 +84,9 @@ grouped as (
         countIf(cost_status = 'priced') as priced_calls,
         countIf(cost_status = 'partly_priced') as partly_priced_calls,
         countIf(cost_status = 'provider_reported') as provider_reported_calls,
-        countIf(cost_status in ('unpriced', '')) as unpriced_calls,
-        countIf(cost_status = 'no_usage') as no_usage_calls,
+        -- Without a price, or without a word of what was used: unknown is never zero.
+        countIf(list_cost is null) as unpriced_calls,
+        countIf(cost_status = 'no_usage' and list_cost is not null) as no_usage_calls,
 
         -- tokens
         sum(prompt) as prompt_tokens,

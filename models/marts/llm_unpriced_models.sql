@@ -5,7 +5,9 @@ with
 
 costs as (
     select * from {{ ref('llm_trace_costs') }}
-    where cost_status in ('unpriced', 'partly_priced', 'provider_reported')
+    where
+        cost_status in ('partly_priced', 'provider_reported')
+        or total_cost_usd is null
 ),
 
 lacking as (
@@ -15,6 +17,7 @@ lacking as (
         price_tier,
         cost_status,
         multiIf(
+            cost_status = 'no_usage', 'no usage in the response',
             price_book_version = '', 'no price book',
             match_status = 'no_provider', 'provider not in the book',
             match_status = 'no_model', 'model not in the book',

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 import os
 import stat
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from loader.cli import _Output
 from loader.settings import Settings
 from tests.support.project import ROOT, Project
 
@@ -210,6 +213,40 @@ def test_what_nobody_reads_hides_no_error(embedded: Project, tmp_path: Path) -> 
     _, errors = process.communicate()
     assert process.returncode == 2
     assert "the output cannot be written: No space left on device" in errors
+
+
+def test_a_letter_that_cannot_be_printed_is_escaped(embedded: Project, tmp_path: Path) -> None:
+    file = tmp_path / "ключ.ndjson"
+    file.write_text("x\n")
+    embedded.loader(str(file), expect=1)
+    embedded.env["PYTHONIOENCODING"] = "latin-1"
+    done = embedded.loader("rejects")
+    assert "\\u043a\\u043b" in done.stdout
+    assert "1 reject" in done.stdout or "not_json" in done.stdout
+
+
+def test_a_stream_that_was_full_for_a_while_is_written_to_again() -> None:
+    class Full(io.StringIO):
+        is_full = True
+
+        def write(self, text: str) -> int:
+            if self.is_full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    stream = Full()
+    output = _Output(stream, is_flushed=True)
+    print("lost", file=output)
+    stream.is_full = False
+    print("said", file=output)
+    assert (stream.getvalue(), output.failure) == ("said\n", "No space left on device")
+
+
+def test_a_file_that_has_no_name_any_more_is_read(embedded: Project, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.ndjson", TRACES)
+    command = f"exec 7<{file}; rm {file}; exec {sys.executable} -m loader /dev/fd/7"
+    assert embedded.start("bash", "-c", command).wait() == 0
+    assert embedded.value("select count() from raw_traces") == 3
 
 
 def test_a_record_above_the_limit_is_kept_as_a_reject(project: Project, tmp_path: Path) -> None:

@@ -111,6 +111,10 @@ def test_however_a_record_is_spaced_each_of_its_keys_is_read(line: bytes) -> Non
     assert record(line).has_id
 
 
+def test_an_object_of_nothing_but_space_has_no_key_twice() -> None:
+    assert reason(b"{" + b" " * 99 + b"}") == "unknown_format"
+
+
 def test_brackets_alone_are_no_depth() -> None:
     wide = b"[" + b"[]," * 2_000 + b'"' + b"[" * 2_000 + b'"]'
     assert record(b'{"request_json":1,"tags":' + wide + b"}").envelope == b'{"tags":%b}' % wide

@@ -21,7 +21,7 @@ import loader.landing
 from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch, cut_stream, encode_batch
 from loader.errors import SourceError, SourceTakenError, StoreError
 from loader.formats import Buffer, Format, Framer
-from loader.landing import Summary, land_batch, land_source
+from loader.landing import Summary, land_batch, land_source, place_batch, record_batch
 from loader.settings import Settings
 from loader.sources import Source, Stream
 from loader.store import Store
@@ -160,9 +160,9 @@ def test_what_a_killed_run_was_removing_is_not_trusted(
     )
     command = store.command
 
-    def started(sql: str, parameters: Any = None) -> None:
+    def started(sql: str, parameters: Any = None, query_id: str | None = None) -> None:
         command(f"system start merges {table}")
-        command(sql, parameters)
+        command(sql, parameters, query_id)
 
     monkeypatch.setattr(store, "command", started)
     assert land_batch(store, batch) is True
@@ -178,7 +178,7 @@ def test_a_writer_that_may_only_insert_finishes_what_a_killed_run_left(
 ) -> None:
     batch, query = dataclasses.replace(make(), by_rules=by_rules), store.query
 
-    def denied(sql: str, parameters: Any = None) -> Any:
+    def denied(sql: str, parameters: Any = None, query_id: str | None = None) -> Any:
         if "system.mutations" in sql or sql.startswith("alter"):
             raise StoreError("not yours", 497)
         return query(sql, parameters)
@@ -186,6 +186,21 @@ def test_a_writer_that_may_only_insert_finishes_what_a_killed_run_left(
     store.insert_binary("raw_traces", TRACE_COLUMNS, batch.traces)
     monkeypatch.setattr(store, "command", denied)
     monkeypatch.setattr(store, "query", denied)
+    assert land_batch(store, batch) is True
+    assert counts(store) == (3, 2, 1)
+
+
+def test_what_another_loader_removed_is_not_said_to_be_landed(store: Store) -> None:
+    """Under rules another one, with the same bytes, does not trust what this one has placed."""
+    if store.is_embedded:
+        pytest.skip("a process has an embedded store to itself")
+    batch = dataclasses.replace(make(), by_rules=True)
+    assert place_batch(store, batch)
+    delete = f"alter table {store.table('raw_traces')} delete where 1 settings mutations_sync = 2"
+    store.command(delete)
+    with pytest.raises(StoreError, match="holds 0 rows and 2 rejects"):
+        record_batch(store, batch, lambda seconds: None)
+    assert counts(store) == (0, 2, 0)
     assert land_batch(store, batch) is True
     assert counts(store) == (3, 2, 1)
 

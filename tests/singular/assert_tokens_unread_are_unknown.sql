@@ -6,7 +6,7 @@ select
 from {{ ref('llm_traces') }}
 where
     usage_status not in (
-        'reported', 'absent', 'null', 'empty', 'not_applicable', 'unrecognised', 'unparsable'
+        'reported', 'absent', 'null', 'empty', 'not_applicable', 'other_units', 'unrecognised', 'unparsable'
     )
     or (
         usage_status != 'reported'

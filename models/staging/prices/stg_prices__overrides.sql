@@ -14,8 +14,8 @@ renamed as (
         organization_id,
         lower(provider) as provider,
         model_operator,
-        if(model_operator = 'regex', model, lower(model)) as model,
-        lower(service_tier) as service_tier,
+        if(model_operator = 'regex', concat('(?i)', model), lower(model)) as model,
+        {{ price_tier('service_tier') }} as service_tier,
 
         -- when
         toDateTime64(coalesce(valid_from, '1970-01-01'::Date), 6, 'UTC') as valid_from,
