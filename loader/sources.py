@@ -361,10 +361,10 @@ def hold(
 
 def _open(path: str, *, is_file: bool) -> BinaryIO:
     """Open a path; of a file, not what it has been replaced with since: a link, a pipe."""
-    # Not to wait for whoever would write to a pipe. What leads to no name (a file that has none any
-    # more, by its descriptor) is followed: nothing has taken its place.
-    is_named = is_file and os.path.exists(os.path.realpath(path))  # noqa: PTH110
-    only_files = (os.O_NOFOLLOW if is_named else 0) | (os.O_NONBLOCK if is_file else 0)
+    # Not to wait for whoever would write to a pipe. A file that has no name any more is read by its
+    # descriptor, to which a link leads that nobody can put another in the place of.
+    is_named = not path.startswith(("/dev/", "/proc/"))
+    only_files = (os.O_NOFOLLOW if is_named else 0) | os.O_NONBLOCK if is_file else 0
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | only_files)
     except OSError as error:
