@@ -27,7 +27,7 @@ class _Returned(Exception):
         self.value = value
 
 
-def render(template: str, folders: tuple[str, ...] = ("usage", "errors")) -> str:
+def render(template: str, folders: tuple[str, ...] = ("json", "usage", "errors")) -> str:
     """Render a template that calls macros.
 
     Parameters
