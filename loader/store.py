@@ -60,6 +60,7 @@ _SESSION_SETTINGS: dict[str, Any] = {
     "min_insert_block_size_bytes": 8_589_934_592,
     # It loses rows: see DECISIONS.md.
     "use_query_condition_cache": 0,
+    "join_use_nulls": 0,
     # As in profiles.example.yml: for reading traces that no dbt run has transformed yet.
     "query_plan_merge_expressions": 0,
     "optimize_and_compare_chain": 0,

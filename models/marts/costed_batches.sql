@@ -35,7 +35,7 @@ read_back as (
     select
         pending.batch_id as batch_id,
         uniqExact(pending.id) as traces,
-        uniqExactIf(pending.id, found.id = '') as missing,
+        uniqExactIf(pending.id, coalesce(found.id, '') = '') as missing,
         max(found.price_book_version) as price_book_version
     from pending
     left join found on pending.id = found.id

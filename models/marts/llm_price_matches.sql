@@ -62,7 +62,8 @@ rules as (
         clause,
         groupArray((operator, operand, is_negated)) as conditions,
         arrayStringConcat(
-            groupArray(concat(if(is_negated, 'not ', ''), operator, ' ', operand)), ' and '
+            arraySort(groupArray(concat(if(is_negated, 'not ', ''), operator, ' ', operand))),
+            ' and '
         ) as clause_text
     from {{ ref('stg_prices__rules') }}
     where price_book_version = (select price_book_version from chosen)

@@ -80,7 +80,7 @@ read_back as (
         uniqExact(arrived.id) as ids_found,
         uniqExactIf(arrived.id, stored.batch_id = arrived.batch_id) as new_traces,
         minIf(stored.landed_at, stored.batch_id = arrived.batch_id) as first_landed_at,
-        countIf(stored.id = '') as ids_missing
+        countIf(coalesce(stored.id, '') = '') as ids_missing
     from arrived
     left join stored on arrived.id = stored.id
     group by arrived.batch_id
