@@ -40,7 +40,7 @@ __all__ = ["BillFormat", "BillLine", "Period", "Summary", "land_periods", "read_
 
 EXAMPLES = """\
 examples:
-  python -m loader bills openai-costs.json anthropic-cost-report.json
+  python -m loader bills september.json october.json
   python -m loader bills other.csv                 date, amount_usd, provider, model, line_item, …
   python -m loader bills costs.json --account eu   one of several accounts at that provider
 """

@@ -47,6 +47,7 @@ from loader.spool import (
     decode_reject,
     new_stream,
     open_spool,
+    open_to_read,
     read_frames,
     sync_directory,
     sync_file,
@@ -405,7 +406,7 @@ class Drainer:
     def _recover(self, path: Path) -> Path | None:
         """Finish the segment of a dead writer; None if its writer lives, or it holds nothing."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = open_to_read(path)
         except OSError:
             return None
         try:
@@ -554,7 +555,7 @@ class Drainer:
 
     def _lines(self, path: Path) -> Iterator[bytes]:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = open_to_read(path)
             with os.fdopen(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise SpoolError(f"{path}: is no regular file: move it away, then drain again")
@@ -639,9 +640,7 @@ def _begins_with(path: Path, beginning: Path) -> bool:
     with contextlib.ExitStack() as stack:
         try:
             whole, part = (
-                stack.enter_context(
-                    os.fdopen(os.open(each, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-                )
+                stack.enter_context(os.fdopen(open_to_read(each), "rb"))
                 for each in (path, beginning)
             )
         except OSError:

@@ -69,17 +69,18 @@ def is_open(store: Store) -> str:
     """Write the condition on a reject that is to be seen to: not erased, and in an open batch."""
     return (
         f"batch_id in (select batch_id from {store.table('raw_batches')})"
-        f" and batch_id not in ({closed_batches(store)}) and {_is_not_erased(store)}"
+        f" and batch_id not in ({closed_batches(store)})"
+        f" and (batch_id, position) not in ({_erased_places(store)})"
     )
 
 
-def _is_not_erased(store: Store) -> str:
-    """Write the condition on a reject that was not erased; the next `dbt run` deletes others."""
+def _erased_places(store: Store) -> str:
+    """Write the select of what was erased; the next `dbt run` deletes what of it is there again."""
     if "retired_batches" not in store.tables():
-        return "true"
+        return "select '' as batch_id, 0 as position where false"
     return (
-        "(batch_id, position) not in (select batch_id, arrayJoin(positions)"
-        f" from {store.table('retired_batches')} where reason = 'erasure')"
+        "select batch_id, arrayJoin(positions) as position"
+        f" from {store.table('retired_batches')} where reason = 'erasure'"
     )
 
 
@@ -144,13 +145,14 @@ def replay_rejects(
         f" where startsWith(source, '{REPLAY_PREFIX}')"
     ):
         lost[source].append(batch_id)
+    erased_places = _erased_places(store)
     broken: SourceError | None = None
     for (batch_id,) in batches:
         source = REPLAY_PREFIX + batch_id
         try:
-            rejects = _rejects_of(store, batch_id, framer, settings)
+            rejects = _rejects_of(store, batch_id, framer, settings, erased_places)
             if source in lost:
-                rejects = _as_it_was(store, source, rejects, lost[source])
+                rejects = _as_it_was(store, source, rejects, lost[source], erased_places)
             batch = _replayed(source, rejects, framer, settings)
         except SourceError as error:
             broken = error
@@ -205,7 +207,9 @@ def _id_of(source: str, rejects: Sequence[_Reject]) -> str:
     return batch_id_of(hash_)
 
 
-def _as_it_was(store: Store, source: str, rejects: list[_Reject], lost: list[str]) -> list[_Reject]:
+def _as_it_was(
+    store: Store, source: str, rejects: list[_Reject], lost: list[str], erased_places: str
+) -> list[_Reject]:
     """Take for records what a replay that was lost took for them."""
     if _id_of(source, rejects) in lost:
         return rejects
@@ -225,30 +229,31 @@ def _as_it_was(store: Store, source: str, rejects: list[_Reject], lost: list[str
         )
         if is_possible and _id_of(source, was) == lost_id:
             return was
-    if "retired_batches" in store.tables():
-        ((erased,),) = store.query(
-            f"select count() from {store.table('retired_batches')}"
-            " where reason = 'erasure' and batch_id = {batch_id:String}",
-            {"batch_id": source.removeprefix(REPLAY_PREFIX)},
+    ((erased,),) = store.query(
+        f"select count() from ({erased_places}) where batch_id = {{batch_id:String}}",
+        {"batch_id": source.removeprefix(REPLAY_PREFIX)},
+    )
+    if erased:
+        raise SourceError(
+            f"{source}: rows of it were lost, and lines of it were erased, so that it cannot "
+            "be made again as it was; made otherwise, some of its lines would be there twice. "
+            "What is in llm_traces of it stays. Its raw rows come back with a backup only: "
+            "restore one of before they were lost, and erase again what was erased since."
         )
-        if erased:
-            raise SourceError(
-                f"{source}: rows of it were lost, and lines of it were erased, so that it cannot "
-                "be made again as it was; made otherwise, some of its lines would be there twice. "
-                "What is in llm_traces of it stays. Its raw rows come back with a backup only: "
-                "restore one of before they were lost, and erase again what was erased since."
-            )
     raise SourceError(
         f"{source}: rows of it were lost, and by the formats, limits and redaction of today it "
         "would have others than then, some of them there twice. Replay it by those of then."
     )
 
 
-def _rejects_of(store: Store, batch_id: str, framer: Framer, settings: Settings) -> list[_Reject]:
+def _rejects_of(
+    store: Store, batch_id: str, framer: Framer, settings: Settings, erased_places: str
+) -> list[_Reject]:
     rows = store.query(
         "select position, source, line, byte_offset, reason, detail, base64Encode(raw)"
         f" from {store.table('raw_rejects')} where batch_id = {{batch_id:String}}"
-        f" and {_is_not_erased(store)} order by position limit 1 by position",
+        f" and (batch_id, position) not in ({erased_places})"
+        " order by position limit 1 by position",
         {"batch_id": batch_id},
     )
     redactor = load_redactor(settings.redaction)

@@ -276,10 +276,15 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def open_to_read(path: str | os.PathLike[str]) -> int:
+    """Open what stands in a spool: no link is followed, and no pipe is waited for."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
 def sync_file(path: str | os.PathLike[str]) -> None:
     """Make a file's bytes durable; what is no file, or a link, is left alone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_to_read(path)
     except OSError:
         return  # it is not read either
     try:
@@ -301,7 +306,7 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
 def is_held(path: str | os.PathLike[str]) -> bool:
     """Tell whether a live process holds the flock of a segment or batch."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_to_read(path)
     except OSError:
         return False
     try:
@@ -347,7 +352,7 @@ def count_frames(path: str | os.PathLike[str]) -> tuple[int, int | None, bool]:
         file is damaged, as far as heads tell.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
     except OSError:
         return 0, None, False
     try:

@@ -17,6 +17,7 @@ from loader.landing import Summary, land_source
 from loader.settings import MEBIBYTE, Settings
 from loader.sources import STDIN, find_sources
 from loader.store import open_store
+from loader.verbs import printable
 
 EXAMPLES = """\
 examples:
@@ -53,8 +54,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         settings = dataclasses.replace(settings, max_record_bytes=args.max_record_mb * MEBIBYTE)
     sources, skipped = find_sources(args.files or [STDIN])
     for path in skipped:
-        name = json.dumps(path, ensure_ascii=False)[1:-1]
-        print(f"skipped {name}: a link or no regular file", file=sys.stderr)
+        print(f"skipped {printable(path)}: a link or no regular file", file=sys.stderr)
     framer = Framer.from_file()
     summary = Summary()
     broken: list[LoaderError] = []

@@ -16,6 +16,7 @@ from loader.formats import Framer
 from loader.replay import is_open, replay_rejects
 from loader.settings import Settings
 from loader.store import RAW_TABLES, Store, open_existing_store
+from loader.verbs import printable
 
 EXAMPLES = """\
 examples:
@@ -67,8 +68,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         if args.json:
             print(json.dumps(reject))
             continue
-        # A path or a line may hold what a terminal would obey: only its letters are printed.
-        source = json.dumps(reject["source"], ensure_ascii=False)[1:-1]
+        source = printable(reject["source"])
         print(f"{source}:{reject['line']}: {reject['reason']}: {reject['detail']}")
         if args.show:
             print(f"    {json.dumps(reject['head'])}")

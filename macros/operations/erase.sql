@@ -91,6 +91,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     ).rows[0][0] | int > 0 -%}
     {%- if dry_run -%}
         {%- set going = '(' ~ seeds ~ ' union distinct ' ~ _other_arrivals('(' ~ seeds ~ ')', listed) ~ ')' -%}
+        {%- set replayed = 'select batch_id, position from (' ~ _replayed_lines(going, false) ~ ')' if has_replays
+            else "select '', 0 where false" -%}
     {%- else -%}
         {%- do run_query(
             'create table if not exists ' ~ list ~ on_cluster()
@@ -109,11 +111,6 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             ) -%}
         {%- endif -%}
         {%- set going = list -%}
-    {%- endif -%}
-    {%- if dry_run -%}
-        {%- set replayed = 'select batch_id, position from (' ~ _replayed_lines(going, false) ~ ')' if has_replays
-            else "select '', 0 where false" -%}
-    {%- else -%}
         {%- set replayed = 'select batch_id, position from ' ~ list ~ ' where is_reject' -%}
     {%- endif -%}
     {%- set places = '(select ' ~ place ~ ' from ' ~ going ~ ')' -%}

@@ -77,7 +77,7 @@ no password: `create user …`, `grant <role> to <user>` are the administrator's
 {#- The statements, separated by `;;`; all may be run again. A role's policies come before what it is
     granted: a role without a policy may see every row. The head of a query's name tells the loader
     whether its insert still runs, and a comment in its text tells dbt whether another run does. -#}
-{%- macro roles_ddl(database, prefix, organizations, tables, cluster=none, columns={}) -%}
+{%- macro roles_ddl(database, prefix, organizations, tables, cluster, columns) -%}
 {%- set on_cluster = (' on cluster `' ~ cluster ~ '`') if cluster else '' -%}
 {%- set writer, transformer, reader = prefix ~ '_writer', prefix ~ '_transformer', prefix ~ '_reader' -%}
 create role if not exists {{ writer }}, {{ transformer }}, {{ reader }}{{ on_cluster }};;

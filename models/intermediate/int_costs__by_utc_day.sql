@@ -39,7 +39,7 @@ charged as (
         costs.provider as provider,
         costs.model as model,
         coalesce(traces.response_model, '') as response_model,
-        costs.total_cost_usd is null or costs.cost_status = 'partly_priced' as lacks_price,
+        {{ lacks_price('costs') }} as lacks_price,
         arrayJoin(
             arrayPushFront(
                 arrayMap(

@@ -64,8 +64,7 @@ costs as (
         traces.billing_customer_id as billing_customer_id,
         traces.agent_id as agent_id,
         1 as calls,
-        trace_costs.total_cost_usd is null or trace_costs.cost_status = 'partly_priced'
-            as calls_without_price,
+        {{ lacks_price('trace_costs') }} as calls_without_price,
         trace_costs.billable_cost_usd as billable_cost_usd
     from {{ ref('int_traces__rebilled') }} as traces
     left join {{ ref('llm_trace_costs') }} as trace_costs on traces.id = trace_costs.id

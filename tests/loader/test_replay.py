@@ -417,7 +417,8 @@ def test_the_head_of_a_giant_is_withheld(
     (source,), _ = find_sources([str(path)])
     land_source(store, source, OLD, Settings(max_record_bytes=100), Summary())
     ((batch,),) = store.query(f"select batch_id from {store.table('raw_rejects')}")
-    (giant,) = loader.replay._rejects_of(store, batch, NEW, redacting)
+    erased = loader.replay._erased_places(store)
+    (giant,) = loader.replay._rejects_of(store, batch, NEW, redacting, erased)
     assert (giant.is_record, giant.kept) == (False, b"[redacted: 50 bytes that are no JSON]")
 
 
