@@ -8,8 +8,10 @@ the rows are missing without an error. So a run refuses to start while such a pa
 What is lost from llm_traces or a model made of it comes back from the raw tables by the next run:
 mend takes the batches out of the ledgers of what was built. What is lost from the raw tables comes
 back by landing the same source again: mend takes such batches out of raw_batches, notes where they
-were cut, and names their sources; the run after that looks again at what was built of them. Where
-neither helps, restore a backup first (docs/operate.md). The parts set aside are dropped last.
+were cut, and names their sources; the run after that looks again at what was built of them. A
+batch of which rows are left that are not built stays until a run has built those, as its source may
+be gone: mend says so, and is run again then. Where neither helps, restore a backup first
+(docs/operate.md). The parts set aside are dropped last.
 -#}
 {%- macro refuse_broken_parts() -%}
     {%- if execute and flags.WHICH != 'test' and not var('accept_broken_parts', false) -%}
@@ -110,26 +112,69 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
         ).print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
     {%- endfor -%}
 
+    {%- set short = short_batches() -%}
+    {%- set llm_traces = ref('llm_traces') -%}
+    {%- set is_built = load_relation(llm_traces) is not none -%}
+    {%- set unbuilt = 'select batch_id from ' ~ (
+        ref('int_traces__unioned') ~ ' where id not in (select id from ' ~ llm_traces ~ ')' if is_built else source('raw', 'raw_traces')
+    ) -%}
+    {#- Where they were cut is noted, and they leave the ledger: what a run has not built yet is to be built first. -#}
+    {%- set noted = 'batch_id in (' ~ short ~ ') and batch_id not in (' ~ unbuilt ~ ')' -%}
+    {%- set sources = _sources_of(noted) -%}
+    {%- if sources.rows | length > 0 -%}
+        {%- do print('not whole any more in the raw tables; land these sources again:') -%}
+        {%- do sources.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
+    {%- endif -%}
+    {%- set waiting = _sources_of('batch_id in (' ~ short ~ ') and batch_id in (' ~ unbuilt ~ ')') -%}
+    {%- if waiting.rows | length > 0 -%}
+        {%- do print('not whole any more either, but what is left of them is not built yet: dbt run first, and mend again then, '
+            ~ 'before they are landed again:') -%}
+        {%- do waiting.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
+    {%- endif -%}
+
+    {%- if is_built -%}
+        {%- do _mend_what_was_built(llm_traces, short, unbuilt, dry_run) -%}
+    {%- endif -%}
+    {%- if not dry_run -%}
+        {%- if sources.rows | length > 0 -%}
+            {#- Where they were cut: cut otherwise, their records would be others, and some of them twice. -#}
+            {%- do run_query(
+                'insert into ' ~ source('raw', 'raw_lost_batches')
+                ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at)'
+                ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC')"
+                ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where ' ~ noted
+            ) -%}
+            {%- do run_and_wait(
+                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where ' ~ noted
+            ) -%}
+        {%- endif -%}
+        {%- for row in broken.rows -%}
+            {%- do run_query(
+                'alter table ' ~ target.schema ~ '.`' ~ row[0] ~ "` drop detached part '" ~ row[1] ~ "' settings allow_drop_detached = 1"
+            ) -%}
+        {%- endfor -%}
+        {%- do free_run_lock() -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- The sources of the batches of the ledger that hold a condition. -#}
+{%- macro _sources_of(condition) -%}
+    {{ return(run_query(
+        'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
+        ~ ' where ' ~ condition ~ ' group by source order by source'
+    )) }}
+{%- endmacro -%}
+
+{#- Take out of the ledgers what is to be built again, and what was built of a trace that is lost for good. -#}
+{%- macro _mend_what_was_built(llm_traces, short, unbuilt, dry_run) -%}
     {#- No run makes such rows; each would be charged twice. -#}
-    {%- for table in [ref('llm_traces'), ref('llm_trace_costs')] -%}
+    {%- for table in [llm_traces, ref('llm_trace_costs')] if load_relation(table) is not none -%}
         {%- set doubled = run_query('select count() - uniqExact(id) from ' ~ table).rows[0][0] | int -%}
         {%- if doubled > 0 -%}
             {%- do print(table.identifier ~ ' holds ' ~ doubled ~ ' rows of ids that stand there already. Build it anew on purpose '
                 ~ '(docs/retention.md, Rebuilding llm_traces), or restore a backup.') -%}
         {%- endif -%}
     {%- endfor -%}
-
-    {%- set short = short_batches() -%}
-    {%- set sources = run_query(
-        'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
-        ~ ' where batch_id in (' ~ short ~ ') group by source order by source'
-    ) -%}
-    {%- if sources.rows | length > 0 -%}
-        {%- do print('not whole any more in the raw tables; land these sources again:') -%}
-        {%- do sources.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
-    {%- endif -%}
-
-    {%- set llm_traces = ref('llm_traces') -%}
 
     {#- What was built of a trace that is lost for good, or gives its place to another arrival of its id. -#}
     {%- set whole = 'select id, batch_id, created_at from ' ~ ref('int_traces__unioned') ~ ' where batch_id not in (' ~ short ~ ')' -%}
@@ -147,16 +192,13 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
     {%- endfor -%}
 
     {#- Batches that were built, and are not whole any more in what was built of them. -#}
-    {%- set built = {
-        'transformed_batches': 'select batch_id from ' ~ ref('int_traces__unioned') ~ ' where id not in (select id from ' ~ llm_traces ~ ')',
-    } -%}
-    {%- set lost = [built['transformed_batches']] -%}
+    {%- set lost = [unbuilt] -%}
     {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
         {%- do lost.append('select batch_id from ' ~ llm_traces ~ ' where id not in (select id from ' ~ table.relation ~ ')') -%}
     {%- endfor -%}
     {%- for table in built_tables() if 'batch_id' in table.columns and 'id' not in table.columns -%}
         {%- set condition = 'batch_id in ('
-            ~ (built['transformed_batches'] if table.relation.identifier == 'transformed_batches' else lost | join(' union distinct ')) ~ ')' -%}
+            ~ (unbuilt if table.relation.identifier == 'transformed_batches' else lost | join(' union distinct ')) ~ ')' -%}
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] -%}
         {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' batches to build again') -%}
         {%- if not dry_run and count | int > 0 -%}
@@ -167,24 +209,4 @@ neither helps, restore a backup first (docs/operate.md). The parts set aside are
             {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
         {%- endif -%}
     {%- endfor -%}
-    {%- if not dry_run -%}
-        {%- if sources.rows | length > 0 -%}
-            {#- Where they were cut: cut otherwise, their records would be others, and some of them twice. -#}
-            {%- do run_query(
-                'insert into ' ~ source('raw', 'raw_lost_batches')
-                ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at)'
-                ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC')"
-                ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short ~ ')'
-            ) -%}
-            {%- do run_and_wait(
-                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short ~ ')'
-            ) -%}
-        {%- endif -%}
-        {%- for row in broken.rows -%}
-            {%- do run_query(
-                'alter table ' ~ target.schema ~ '.`' ~ row[0] ~ "` drop detached part '" ~ row[1] ~ "' settings allow_drop_detached = 1"
-            ) -%}
-        {%- endfor -%}
-        {%- do free_run_lock() -%}
-    {%- endif -%}
 {%- endmacro -%}

@@ -154,6 +154,39 @@ def test_what_is_lost_of_raw_rows_and_of_what_was_built_comes_back(
     assert embedded.query(money) == priced, "what it cost is not reckoned anew"
 
 
+@pytest.mark.parametrize("is_built_before", [False, True])
+def test_what_is_left_of_a_batch_is_built_though_its_file_is_gone(
+    embedded: Project, tmp_path: Path, is_built_before: bool
+) -> None:
+    """Of one batch the rejects are lost, and of another a row; neither was built yet."""
+    if is_built_before:
+        land(embedded, tmp_path / "built.ndjson", [record(1)])
+        embedded.dbt("run", *PLAIN)
+    land(embedded, tmp_path / "a.ndjson", [record(2), record(3)], broken=1)
+    land(embedded, tmp_path / "b.ndjson", [record(4), record(5)])
+    for gone in (
+        "raw_rejects delete where 1",
+        "raw_traces delete where position(envelope_json, '000005') > 0",
+    ):
+        embedded.query(f"alter table {gone} settings mutations_sync = 2")
+    said = operation(embedded, "mend")
+    assert "dbt run first, and mend again then" in said
+    assert "land these sources again" not in said
+    embedded.dbt("run", *PLAIN)
+    ids = [row["id"] for row in embedded.query("select id from llm_traces order by id")]
+    assert ids == ["000001"] * is_built_before + ["000002", "000003", "000004"]
+
+    said = operation(embedded, "mend")
+    assert "land these sources again" in said
+    assert "dbt run first" not in said
+    embedded.loader(str(tmp_path / "a.ndjson"), str(tmp_path / "b.ndjson"), expect=1)
+    assert embedded.value("select count() from raw_rejects") == 1
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value("select uniqExact(id) = count() from llm_traces")
+    assert embedded.value("select count() from llm_traces") == len(ids) + 1
+    assert embedded.value("select count() from int_batches__pending") == 0
+
+
 @pytest.mark.parametrize("is_mended_twice", [False, True])
 def test_what_names_no_time_is_charged_once_when_it_comes_back(
     embedded: Project, tmp_path: Path, is_mended_twice: bool
