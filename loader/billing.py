@@ -188,7 +188,8 @@ def land_subscriptions(
         ((organization, aware(valid_from)), known_at, tuple(terms))
         for organization, valid_from, known_at, terms in store.query(
             "select organization_id, valid_from, max(known_at) as last_known_at,"
-            " argMax((plan_type, cost_source, customer_id), (known_at, line, content_hash))"
+            " argMax((plan_type, cost_source, customer_id),"
+            " (known_at, landed_at, line, content_hash))"
             f" from {table} group by organization_id, valid_from"
         )
     ]

@@ -83,6 +83,23 @@ def test_what_is_known_is_said_by_the_record_where_it_says_so(
     assert plans(project) == ["early", "late"]
 
 
+def test_of_two_files_that_name_one_time_the_one_that_landed_later_holds(
+    project: Project, tmp_path: Path
+) -> None:
+    """So that an older file, landed again with --restate, does hold again."""
+    known = {"known_at": "2026-10-02T00:00:00Z"}
+    first = write(
+        tmp_path / "a.ndjson", subscription("other", "2026-09-01"), subscription("first", **known)
+    )
+    second = write(tmp_path / "b.ndjson", subscription("second", **known))
+    for file in (first, second):
+        project.loader("billing", file)
+    said = project.loader("billing", second, "--restate", "--json").stdout
+    assert json.loads(said)["landed"] == 0, "it holds"
+    project.loader("billing", first, "--restate")
+    assert plans(project)[-1] == "first"
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -1,8 +1,8 @@
 {# one row per organization and instant from which it is billed in a way #}
 
-{#- Of what was said for one instant, the last known holds. Two of one file are known at one time:
-    the later line holds. What is left equal (two files that name one `known_at`) is decided by the
-    hash. -#}
+{#- Of what was said for one instant, the last known holds. Of two files that name one `known_at` the
+    one that landed later does, and of two lines of one file the later line. What is left equal is
+    decided by the hash. -#}
 
 with
 
@@ -16,7 +16,7 @@ in_force as (
         valid_from,
         argMax(
             (plan_type, cost_source, customer_id),
-            (source.known_at, line, content_hash)
+            (source.known_at, landed_at, line, content_hash)
         ) as terms,
         max(source.known_at) as known_at
     from source
