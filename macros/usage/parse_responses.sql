@@ -242,7 +242,15 @@ recognised as (
         parse_counts['prompt'] as parse_n_prompt,
         parse_counts['completion'] as parse_n_completion,
         parse_counts['cached'] as parse_n_cached,
-        parse_counts['written'] as parse_n_written,
+        {# Where only how long it is kept is told, what was written is the sum of that. #}
+        if(
+            ifNull(parse_counts['written'], 0) = 0,
+            coalesce(
+                parse_counts['written_5m'] + parse_counts['written_1h'],
+                parse_counts['written_5m'], parse_counts['written_1h'], parse_counts['written']
+            ),
+            parse_counts['written']
+        ) as parse_n_written,
         parse_counts['reasoning'] as parse_n_reasoning,
         parse_counts['input_audio'] as parse_n_audio,
         ifNull(parse_counts['total'], 0) as parse_total,
