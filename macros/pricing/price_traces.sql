@@ -241,6 +241,12 @@ bucketed as (
                     greatest(coalesce(web_search_requests, 0), 0),
                     ['web_searches']
                 ),
+                -- A total above its parts: tokens that were used, and of which nobody says what they are.
+                (
+                    'uncounted_tokens',
+                    coalesce(total_tokens, 0) - prompt - completion,
+                    []
+                ),
                 -- A fee for the call itself, where the book has one, certain or not.
                 (
                     'requests',
