@@ -1,8 +1,8 @@
 {# one row per organization and instant from which it is billed in a way #}
 
-{#- Of what was said for one instant, the last known holds. Of two files that name one `known_at` the
-    one that landed later does, and of two lines of one file the later line. What is left equal is
-    decided by the hash. -#}
+{#- Of what was said for one instant, the last known holds. Of two files that name one `known_at`
+    the one that landed later does, and of two lines of one file the later line. What is left equal
+    is decided by the hash. -#}
 
 with
 
