@@ -54,6 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _fill_closed_descriptors()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    said = _Output(sys.stderr, is_flushed=True)
+    answer = _Output(sys.stdout, is_flushed=False)
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(answer):
+        code = _answer(given)
+        answer.end()
+        if answer.failure is not None and code in (0, 1):
+            print(f"{_USAGE}: the output cannot be written: {answer.failure}.", file=sys.stderr)
+            code = 2
+        said.end()
+    return code
+
+
+def _answer(given: list[str]) -> int:
     if given[:1] in (["-h"], ["--help"]) or (not given and sys.stdin and sys.stdin.isatty()):
         print(_overview())
         return 0 if given else 2
@@ -61,16 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     verb = given.pop(0) if given and given[0] in VERBS else "land"
-    said = _Output(sys.stderr, is_flushed=True)
-    answer = _Output(sys.stdout, is_flushed=False)
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(answer):
-        code = _run(verb, given)
-        answer.end()
-        if answer.failure is not None and code in (0, 1):
-            print(f"{_USAGE}: the output cannot be written: {answer.failure}.", file=sys.stderr)
-            code = 2
-        said.end()
-    return code
+    return _run(verb, given)
 
 
 def _fill_closed_descriptors() -> None:

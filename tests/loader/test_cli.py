@@ -208,11 +208,13 @@ def test_what_nobody_reads_hides_no_error(embedded: Project, tmp_path: Path) -> 
         _, errors = process.communicate()
         assert process.returncode == wanted
         assert ("ends early" in errors) == (wanted == 2)
-    command = f"exec {sys.executable} -m loader status >/dev/full"
-    process = embedded.start("bash", "-c", command)
-    _, errors = process.communicate()
-    assert process.returncode == 2
-    assert "the output cannot be written: No space left on device" in errors
+    for verb in ("status", "--help", "--version"):
+        command = f"exec {sys.executable} -m loader {verb} >/dev/full"
+        process = embedded.start("bash", "-c", command)
+        _, errors = process.communicate()
+        assert process.returncode == 2
+        said = "python -m loader: the output cannot be written: No space left on device.\n"
+        assert errors == said
 
 
 def test_a_letter_that_cannot_be_printed_is_escaped(embedded: Project, tmp_path: Path) -> None:
