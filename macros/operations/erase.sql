@@ -12,7 +12,7 @@ it: the trace's own, or what is known now of its organization at its time; `agen
 trace goes with every arrival of it in its organization: one that stayed would be the trace from the
 next run on. A reject cannot be read, so it goes when its bytes hold every one of the ids as a JSON
 string, however spelled, or number. A trace that was a reject first, and was replayed, takes that reject
-with it, whatever it holds.
+with it, whatever it holds; and so does one whose line was landed before it was whole.
 
 Order, so that a kill at any instant leaves a state that the same call completes, and no run brings
 anything back: what is to go is listed, batches to look at again are reopened, what will go from the
@@ -120,7 +120,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {%- do needles.append(names_text('raw', value)) -%}
     {%- endfor -%}
     {%- set owned_rejects = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ')
-        ~ ' or (batch_id, position) in (' ~ replayed ~ ')' -%}
+        ~ ' or (batch_id, position) in (' ~ replayed ~ ') or (batch_id, position) in (' ~ _begun_lines(going) ~ ')' -%}
 
     {%- set report = run_query(
         "select * from (select 'raw_traces' as `table`, count() as `rows` from " ~ raw_traces
@@ -307,6 +307,22 @@ from matched
         and rejects.line = places.line
         and rejects.byte_offset = places.byte_offset
     where rejects.batch_id in (select substring(source, 8) from {{ all_batches }})
+{%- endmacro -%}
+
+{#- The rejects that are the beginning of a line which became a trace that goes: its file was landed while
+    the line was written, and again when it was whole. Both batches begin with it. -#}
+{%- macro _begun_lines(going) -%}
+    select batch_id, position
+    from {{ source('raw', 'raw_rejects') }}
+    where reason = 'unfinished' and startsWith(source, '/') and batch_id in (
+        select begun.batch_id
+        from {{ source('raw', 'raw_batches') }} as begun
+        inner join {{ source('raw', 'raw_batches') }} as whole
+            on begun.source = whole.source and begun.start_offset = whole.start_offset
+        where begun.lines = 1
+            and begun.end_offset < whole.end_offset
+            and whole.batch_id in (select batch_id from {{ going }} where position = 0)
+    )
 {%- endmacro -%}
 
 {#- Whether text, which need not be JSON as a whole, holds this value as a JSON string, or, where it is all

@@ -367,6 +367,28 @@ def test_what_may_come_back_of_unfinished_batches_is_counted(
     assert embedded.value(theirs) == 5
 
 
+def test_a_trace_takes_the_beginning_of_its_line_that_was_landed_before(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """A file is landed while its last line is written, which names nobody yet."""
+    for organization in ("gone", "stays"):
+        path = tmp_path / f"{organization}.ndjson"
+        first = json.dumps(record(1, org_id=organization, id=organization))
+        line = json.dumps({"request_json": "private"} | record(2, org_id=organization))
+        path.write_text(first + "\n" + line[:30])
+        embedded.loader(str(path), expect=1)
+        path.write_text(first + "\n" + line + "\n")
+        embedded.loader(str(path))
+    assert embedded.value("select count() from raw_rejects where reason = 'unfinished'") == 2
+    embedded.dbt("run", *PLAIN)
+    said = operation(embedded, "erase", "{organization: gone, dry_run: true}")
+    assert "| raw_rejects |    1 |" in said
+    operation(embedded, "erase", "{organization: gone}")
+    rejects = embedded.query("select source from raw_rejects")
+    assert rejects == [{"source": str(tmp_path / "stays.ndjson")}]
+    assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
+
+
 def test_a_replayed_trace_takes_the_reject_that_it_was(embedded: Project, tmp_path: Path) -> None:
     """Only a subscription knows the customer: nothing in the line names whom to erase."""
     accounts = tmp_path / "accounts.csv"
