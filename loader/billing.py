@@ -43,6 +43,8 @@ examples:
 TABLES = ("raw_billing_accounts", "raw_provider_bills")
 
 _REQUIRED = ("organization_id", "valid_from")
+# Names of others, taken as they are: with a blank more it is somebody else.
+_IDS = ("organization_id", "customer_id")
 _OPTIONAL = ("plan_type", "cost_source", "customer_id", "known_at")
 _COLUMNS = (
     *("organization_id", "plan_type", "cost_source", "customer_id", "valid_from", "known_at"),
@@ -237,7 +239,7 @@ def _csv_records(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]
         raise SourceError(f"{name}: no CSV: {error}. Nothing of it was landed.") from None
     if not rows:
         return
-    header = rows[0][1]
+    header = [name.strip() for name in rows[0][1]]
     wrong = [column for column in header if column not in _REQUIRED + _OPTIONAL]
     missing = [column for column in _REQUIRED if column not in header]
     if wrong or missing or len(set(header)) < len(header):
@@ -247,10 +249,14 @@ def _csv_records(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]
             "it was landed."
         )
     for line, row in rows[1:]:
+        record = dict(zip(header, row, strict=False))
+        padded = [name for name in _IDS if record.get(name, "") != record.get(name, "").strip()]
         if len(row) != len(header):
             yield line, {"": f"{len(row)} cells instead of {len(header)}"}
+        elif padded:
+            yield line, {"": f"{padded[0]} has blanks around it: if they belong to it, use NDJSON"}
         else:
-            yield line, dict(zip(header, row, strict=True))
+            yield line, record
 
 
 def _checked(record: Mapping[str, Any], line: int) -> Subscription:
@@ -288,4 +294,5 @@ def _text(name: str, value: Any) -> str | None:
         str(value).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{name} holds half of a surrogate pair") from None
-    return str(value).strip() or None
+    text = str(value) if name in _IDS else str(value).strip()
+    return text if text.strip() else None

@@ -342,7 +342,8 @@ def _csv_lines(
     text: str, formats: tuple[BillFormat, ...], provider: str | None
 ) -> Iterator[tuple[str, BillLine]]:
     rows = csv_rows(text)
-    number, header = next(rows, (1, [""]))
+    number, names = next(rows, (1, [""]))
+    header = [name.strip() for name in names]
     columns = dict.fromkeys(header, "")
     bill = _recognised(columns, [one for one in formats if one.kind == "csv"], f"line {number}")
     wrong = [name for name in header if name not in bill.fields.values()]

@@ -157,7 +157,7 @@ def csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     for row in reader:
         if any(cell.strip() for cell in row):
-            yield reader.line_num, [cell.strip() for cell in row]
+            yield reader.line_num, row
 
 
 def json_documents(text: str) -> Iterator[Any]:

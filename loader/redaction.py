@@ -478,8 +478,6 @@ class Redactor:
             places, end, is_whole = self._scan(text, begin, states, inner + 1, _LOOSE)
             if is_whole and _blank_end(text, end) == len(text):
                 text = self._replace(text, places, inner + 1)
-                if text[begin] != '"':
-                    return text
                 can_hide = False
             else:
                 places, end, is_whole = self._scan(text, begin, states, inner + 1, _DOUBTED)

@@ -8,7 +8,9 @@ format a value into SQL: values are bound, names are checked identifiers.
 from __future__ import annotations
 
 import base64
+import html
 import io
+import json
 import os
 import re
 import sys
@@ -17,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 import clickhouse_connect
 from chdb_lock import StoreFullError, StorePathError, release_store, require_space
@@ -465,13 +467,8 @@ def _store_error(what: str, settings: Settings, error: Exception) -> StoreError:
     if settings.endpoint and isinstance(error, StreamFailureError):
         # The client takes the last bytes of an answer for what the server says: they are rows.
         code, text = None, "the answer broke off"
-    if settings.password:
-        # A server or proxy may repeat what it was sent, as it is or as the header of the request.
-        # Hidden before the text is cut: half a password is one too.
-        login = f"{settings.username}:{settings.password}".encode()
-        for secret in (base64.b64encode(login).decode(), settings.password):
-            text = text.replace(secret, "***")
-    text = _first_line(text)
+    # Hidden before the text is cut: half a password is one too.
+    text = _first_line(_without_password(text, settings))
     advice = (
         "Check CLICKHOUSE_ENDPOINT, the user and its rights; then run it again"
         if settings.endpoint
@@ -482,6 +479,22 @@ def _store_error(what: str, settings: Settings, error: Exception) -> StoreError:
         "what is landed stays, and nothing is landed twice.",
         code if isinstance(code, int) else None,
     )
+
+
+def _without_password(text: str, settings: Settings) -> str:
+    """Hide what a server or proxy repeats of what it was sent, in whatever way it writes it."""
+    password = settings.password
+    if not password:
+        return text
+    forms = {password, base64.b64encode(f"{settings.username}:{password}".encode()).decode()}
+    for form in tuple(forms):
+        forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]}
+        marked_up = html.escape(form)
+        forms |= {marked_up, marked_up.replace("&#x27;", "&#39;"), html.escape(form, quote=False)}
+        forms |= {quote(form), quote(form, ""), quote_plus(form), repr(form)[1:-1]}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
 
 
 def _first_line(text: str) -> str:

@@ -154,7 +154,8 @@ def open_store(
     ----------
     path : path-like
         The store's folder, made with mode 0700 when absent. A group may write to one that is
-        there, everybody may not.
+        there, everybody may not; what is written there, and whatever this process makes from now
+        on, is not for everybody to read.
     opener : callable
         Opens the engine on that folder and returns whatever the caller needs.
     timeout : float
@@ -191,6 +192,8 @@ def open_store(
     told = False
     failures = 0
     with _opening:
+        # The engine makes files that everybody may read, whenever it likes.
+        os.umask(os.umask(0o077) | 0o007)
         while True:
             holder = _take(folder)
             if holder is None:

@@ -83,6 +83,27 @@ def test_what_is_known_is_said_by_the_record_where_it_says_so(
     assert plans(project) == ["early", "late"]
 
 
+def test_an_id_with_a_blank_more_is_another(project: Project, tmp_path: Path) -> None:
+    ids = ["o", "o ", "\u00a0o", "\to"]
+    lines = [
+        {"organization_id": name, "valid_from": "2026-10-01", "customer_id": f"c{name}"}
+        for name in ids
+    ]
+    project.loader("billing", write(tmp_path / "a.ndjson", *lines))
+    rows = project.query("select organization_id as id, customer_id from raw_billing_accounts")
+    assert sorted(row["id"] for row in rows) == sorted(ids)
+    assert all(row["customer_id"] == "c" + row["id"] for row in rows)
+
+    csv = tmp_path / "a.csv"
+    csv.write_text("organization_id, valid_from,plan_type\no , 2026-11-01,p\np, 2026-11-01, p\n")
+    done = project.loader("billing", str(csv), expect=1)
+    assert f"{csv}:2: organization_id has blanks around it" in done.stderr
+    (row,) = project.query(
+        "select plan_type from raw_billing_accounts where valid_from > '2026-10-02'"
+    )
+    assert row == {"plan_type": "p"}
+
+
 def test_of_two_files_that_name_one_time_the_one_that_landed_later_holds(
     project: Project, tmp_path: Path
 ) -> None:

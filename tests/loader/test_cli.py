@@ -364,6 +364,16 @@ def test_a_wrong_password_exits_3_without_it(tmp_path: Path, server: Project) ->
     assert done.stderr.count("\n") == 1
 
 
+def test_a_folder_that_was_there_is_written_for_no_stranger_to_read(
+    embedded: Project, tmp_path: Path
+) -> None:
+    store = Path(embedded.env["CHDB_PATH"])
+    store.mkdir(mode=0o755)
+    land(embedded, write(tmp_path / "a.ndjson", TRACES))
+    for path in store.iterdir():
+        assert stat.S_IMODE(path.lstat().st_mode) & 0o007 == 0, path
+
+
 def test_the_store_is_for_its_owner_only(embedded: Project, tmp_path: Path) -> None:
     land(embedded, write(tmp_path / "a.ndjson", TRACES))
     assert stat.S_IMODE(Path(embedded.env["CHDB_PATH"]).stat().st_mode) == 0o700

@@ -392,6 +392,16 @@ def test_text_in_text_goes_by_pattern(text: str, want: str) -> None:
     assert redact(embed(text), patterns=[EMAIL]) == embed(want)
 
 
+@pytest.mark.parametrize("text", ['{"ssn": "123"}', '["ssn",123]', 'x {"ssn": "123"}', '"ssn 123"'])
+def test_a_pattern_looks_at_the_whole_of_a_string_that_is_json(text: str) -> None:
+    """A tool's arguments are JSON in a string; a name and its value are two strings of it."""
+    pattern = ("ssn", re.compile(r"ssn\W+\d{3}"))
+    kept = redact(embed(text), patterns=[pattern])
+    assert "123" not in kept
+    assert "[redacted:ssn]" in kept
+    assert json.loads(kept)
+
+
 @pytest.mark.parametrize("levels", [1, 7, 8, 9, 12])
 @pytest.mark.parametrize("key", ["api_key", r"\u0061pi_key"])
 def test_beyond_the_levels_that_are_read_text_is_withheld(levels: int, key: str) -> None:

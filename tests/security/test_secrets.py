@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import html
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError, StreamFailureError
@@ -139,6 +141,22 @@ def test_what_a_server_repeats_of_the_login_is_hidden_before_the_text_is_cut(pad
         said = str(_store_error("it", settings, OSError("e" * pad + f"{secret} Basic {secret}")))
         assert secret[:3] not in said
         assert "e" * pad + "***" in said
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        *(str, json.dumps, html.escape, quote, quote_plus, repr),
+        lambda text: html.escape(text).replace("&#x27;", "&#39;"),
+    ],
+)
+def test_a_password_is_hidden_however_it_is_repeated(write: Callable[[str], str]) -> None:
+    password = "pa\"ss\\wo<rd>'ö &x/"
+    settings = Settings(endpoint="http://h:1", username="ledger", password=password)
+    said = str(_store_error("it", settings, OSError(f"before {write(password)} behind")))
+    assert "before" in said
+    assert "***" in said
+    assert "rd" not in said.split("before")[1].split("behind")[0]
 
 
 def test_rows_of_an_answer_that_broke_off_are_in_no_error() -> None:
