@@ -140,6 +140,7 @@ def land_batch(
     store: Store,
     batch: Batch,
     sleep: Callable[[float], None] = time.sleep,
+    known: Collection[str] | None = None,
 ) -> bool:
     """Land one batch exactly once.
 
@@ -151,6 +152,9 @@ def land_batch(
         The encoded rows.
     sleep : callable
         Waits between tries, in seconds.
+    known : collection of str, optional
+        The batches that the ledger had of this source when it was cut. None: nobody else can cut
+        it another way.
 
     Returns
     -------
@@ -159,12 +163,14 @@ def land_batch(
 
     Raises
     ------
+    SourceTakenError
+        If a batch that is not known holds bytes of this one.
     StoreError
         If the store failed for good, or more often than the limit. Running it again finishes.
     """
-    is_new = place_batch(store, batch, sleep)
+    is_new = place_batch(store, batch, sleep, known)
     if is_new:
-        record_batch(store, batch, sleep)
+        record_batch(store, batch, sleep, known)
     return is_new
 
 
@@ -176,18 +182,7 @@ def place_batch(
 ) -> bool:
     """Do all of landing but the ledger row: the raw tables hold the batch, and were asked.
 
-    Parameters, return value and errors are those of `land_batch`, and besides:
-
-    Parameters
-    ----------
-    known : collection of str, optional
-        The batches that the ledger had of this source when it was cut. None: nobody else can cut
-        it another way.
-
-    Raises
-    ------
-    SourceTakenError
-        If a batch that is not known holds bytes of this one.
+    Parameters, return value and errors are those of `land_batch`.
     """
     ours: dict[str, str | None] = {}
 

@@ -65,6 +65,11 @@ def prometheus_text(
             "Batches with rows and no ledger row: a loader is at work, or was stopped.",
             status["unfinished_batches"],
         )
+        add(
+            "lost_batches",
+            "Batches of which raw rows are lost: their sources are to be landed again.",
+            status["lost_batches"],
+        )
         for part, name in (
             ("landed", "last_landed_at"),
             ("transformed", "last_transformed_at"),

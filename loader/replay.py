@@ -66,11 +66,32 @@ def closed_batches(store: Store) -> str:
 
 
 def is_open(store: Store) -> str:
-    """Write the condition on a reject that is to be seen to: not erased, and in an open batch."""
+    """Write the condition on a reject that is to be seen to: not erased, and in an open batch.
+
+    Of a batch that is lost (the operation `mend`) rejects may be left. Those of a replay are not
+    told of: its origin's are, since it is open again.
+    """
+    landed = f"select batch_id from {store.table('raw_batches')}"
+    if "raw_lost_batches" in store.tables():
+        landed += (
+            f" union all select batch_id from {store.table('raw_lost_batches')}"
+            f" where not startsWith(source, '{REPLAY_PREFIX}')"
+        )
     return (
-        f"batch_id in (select batch_id from {store.table('raw_batches')})"
+        f"batch_id in ({landed})"
         f" and batch_id not in ({closed_batches(store)})"
         f" and (batch_id, position) not in ({_erased_places(store)})"
+    )
+
+
+def _is_whole(store: Store) -> str:
+    """Write the condition that no reject of a batch is lost: a replay settles all of them."""
+    ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
+    return (
+        f"(batch_id in (select batch_id from {ledger}) or batch_id in (select batch_id from {lost}"
+        " where (batch_id, rejects) in (select batch_id, toUInt32(uniqExact(position))"
+        f" from {store.table('raw_rejects')} where batch_id in (select batch_id from {lost})"
+        " group by batch_id)))"
     )
 
 
@@ -135,7 +156,7 @@ def replay_rejects(
     store.ensure_raw_tables()
     batches = store.query(
         f"select batch_id from {store.table('raw_rejects')}"
-        f" where reason in {{reasons:Array(String)}} and {is_open(store)}"
+        f" where reason in {{reasons:Array(String)}} and {is_open(store)} and {_is_whole(store)}"
         " group by batch_id order by min(landed_at), batch_id",
         {"reasons": list(_REPLAYABLE)},
     )
@@ -151,13 +172,14 @@ def replay_rejects(
         source = REPLAY_PREFIX + batch_id
         try:
             rejects = _rejects_of(store, batch_id, framer, settings, erased_places)
-            if source in lost:
+            if lost[source]:
                 rejects = _as_it_was(store, source, rejects, lost[source], erased_places)
             batch = _replayed(source, rejects, framer, settings)
         except SourceError as error:
             broken = error
             continue
-        if batch is not None and land_batch(store, batch):
+        # What another replay makes of it meanwhile, by other formats, is another batch.
+        if batch is not None and land_batch(store, batch, known=lost[source]):
             summary.add_landed(batch)
             if on_progress is not None:
                 on_progress(summary)

@@ -86,6 +86,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             "a loader is at work, or was stopped; landing the same source again finishes them. "
             "dbt leaves them out. If they stay, see docs/spool.md#unfinished-batches"
         )
+    if status["lost_batches"]:
+        print(
+            f"lost         {status['lost_batches']:,} batches of which raw rows are lost: "
+            "land their sources again (docs/operate.md, A damaged file)"
+        )
     for reason, count in status["rejected_by_reason"].items():
         print(f"rejected     {count:,} {reason}")
     return 0
@@ -98,7 +103,8 @@ def collect_status(store: Store) -> dict[str, Any]:
     -------
     dict
         `landed`, `pending`, `transformed` (each with `batches` and `rows`), `rejected_by_reason`,
-        and `unfinished_batches`: those with rows but no ledger row. Times are text in UTC, None
+        `unfinished_batches`: those with rows but no ledger row; and `lost_batches`: those that
+        `mend` took out of the ledger, and that have not landed again. Times are text in UTC, None
         where nothing happened yet.
     """
     tables = store.tables()
@@ -109,6 +115,7 @@ def collect_status(store: Store) -> dict[str, Any]:
         "pending": {"batches": 0, "rows": 0, "oldest_landed_at": None},
         "transformed": {"batches": 0, "rows": 0, "last_transformed_at": None},
         "unfinished_batches": 0,
+        "lost_batches": 0,
         "rejected_by_reason": {},
     }
     if not set(RAW_TABLES) <= tables:
@@ -142,10 +149,19 @@ def collect_status(store: Store) -> dict[str, Any]:
         ("batches", "rows", "oldest_landed_at"),
         f"select count(), sum(batch_rows), min(batch_landed_at) from {batches} where {is_pending}",
     )
+    lost = (
+        f"select batch_id from {store.table('raw_lost_batches')}"
+        if "raw_lost_batches" in tables
+        else "select '' as batch_id where false"
+    )
     status["unfinished_batches"] = store.query(
         "select uniqExact(batch_id) from"
         f" (select distinct batch_id from {traces}"
         f" union all select distinct batch_id from {rejects})"
+        f" where batch_id not in (select batch_id from {ledger}) and batch_id not in ({lost})"
+    )[0][0]
+    status["lost_batches"] = store.query(
+        f"select uniqExact(batch_id) from ({lost})"
         f" where batch_id not in (select batch_id from {ledger})"
     )[0][0]
     status["rejected_by_reason"] = dict(

@@ -4,14 +4,16 @@ the rows are missing without an error. So a run refuses to start while such a pa
 
     dbt run-operation mend --args '{dry_run: true}'    what is missing
     dbt run-operation mend                             make the next run bring it back
+    dbt run-operation mend --args '{forget: true}'     without what no other table knows
 
 What is lost from llm_traces or a model made of it comes back from the raw tables by the next run:
 mend takes the batches out of the ledgers of what was built. What is lost from the raw tables comes
 back by landing the same source again: mend takes such batches out of raw_batches, notes where they
-were cut, and names their sources; the run after that looks again at what was built of them. A
-batch of which rows are left that are not built stays until a run has built those, as its source may
-be gone: mend says so, and is run again then. Where neither helps, restore a backup first
-(docs/operate.md). The parts set aside are dropped last.
+were cut, and names their sources; the run after that looks again at what was built of them. What is
+left of such a batch is built and charged meanwhile, as its source may be gone
+(int_batches__pending). Where neither helps, restore a backup first (docs/operate.md): what was landed,
+lost and erased is known by the ledgers alone, and where one of these is damaged nothing is done without
+`forget`. The parts set aside are dropped last.
 -#}
 {%- macro refuse_broken_parts() -%}
     {%- if execute and flags.WHICH != 'test' and not var('accept_broken_parts', false) -%}
@@ -33,15 +35,18 @@ be gone: mend says so, and is run again then. Where neither helps, restore a bac
     )) }}
 {%- endmacro -%}
 
-{#- on-run-start: a batch that was lost is landed again, and what was built of it may be lost as well. -#}
+{#- on-run-start: a batch that was lost is landed again, and was built before that of what was left of it,
+    or before it was lost: what was built may be lost as well. -#}
 {%- macro reopen_what_came_again() -%}
     {%- if execute and flags.WHICH != 'test' -%}
         {%- set done = target.schema ~ '.transformed_batches' -%}
-        {%- set landed_again = 'select batch_id, lost_at from ' ~ source('raw', 'raw_lost_batches') ~ ' where batch_id in (select batch_id from '
-            ~ source('raw', 'raw_batches') ~ ' where batch_id in (select batch_id from ' ~ source('raw', 'raw_lost_batches') ~ '))' -%}
-        {%- set again = 'batch_id in (select done.batch_id from (select batch_id, transformed_at from ' ~ done
-            ~ ' where batch_id in (select batch_id from (' ~ landed_again ~ '))) as done inner join (' ~ landed_again
-            ~ ') as lost on done.batch_id = lost.batch_id where done.transformed_at <= lost.lost_at)' -%}
+        {%- set lost = source('raw', 'raw_lost_batches') -%}
+        {%- set landed_again = 'select lost.batch_id as batch_id, lost.lost_at as lost_at, landed.`rows` as `rows` from ' ~ lost
+            ~ ' as lost inner join (select batch_id, `rows` from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (select batch_id from '
+            ~ lost ~ ')) as landed on lost.batch_id = landed.batch_id' -%}
+        {%- set again = 'batch_id in (select done.batch_id from (select batch_id, transformed_at, `rows` from ' ~ done
+            ~ ' where batch_id in (select batch_id from ' ~ lost ~ ')) as done inner join (' ~ landed_again
+            ~ ') as landed on done.batch_id = landed.batch_id where done.transformed_at <= landed.lost_at or done.`rows` < landed.`rows`)' -%}
         {%- if run_query('select count() from ' ~ done ~ ' where ' ~ again).rows[0][0] | int > 0 -%}
             {%- for name in ['costed_batches', 'transformed_batches'] -%}
                 {%- set ledger = api.Relation.create(database='', schema=target.schema, identifier=name, type='table') -%}
@@ -89,7 +94,12 @@ be gone: mend says so, and is run again then. Where neither helps, restore a bac
     {{ return(short | join(' union distinct ')) }}
 {%- endmacro -%}
 
-{%- macro mend(dry_run=false) -%}
+{#- What was landed, lost, erased and mended: each knows what no other table does. -#}
+{%- macro _memories() -%}
+    {{ return(['raw_batches', 'raw_lost_batches', 'retired_batches', 'mended_batches']) }}
+{%- endmacro -%}
+
+{%- macro mend(dry_run=false, forget=false) -%}
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
@@ -99,6 +109,32 @@ be gone: mend says so, and is run again then. Where neither helps, restore a bac
         {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}
         {%- do damaged.append(row[0]) -%}
     {%- endfor -%}
+    {%- set forgotten = damaged | unique | select('in', _memories()) | join(', ') -%}
+    {%- if forgotten and not forget -%}
+        {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
+        {{ exceptions.raise_compiler_error(
+            'mend: what is lost of ' ~ forgotten ~ ' stands in no other table: what landed, and where it was cut, or what '
+            ~ 'was erased. Restore a backup; nothing was done. Where there is none: --args "{forget: true}" goes on without. Then '
+            ~ 'a file that is landed again is landed from its beginning, its records without an id as other traces; and what '
+            ~ 'was erased comes back where it is landed again: erase it again.'
+        ) }}
+    {%- endif -%}
+    {#- As batches that are lost: what they hold is built, and whole once their source has landed again. -#}
+    {%- if 'raw_batches' in damaged and not dry_run -%}
+        {%- set unknown = [] -%}
+        {%- for raw_table in ['raw_traces', 'raw_rejects'] -%}
+            {%- do unknown.append(
+                "select batch_id, position, '" ~ raw_table ~ "' as raw_table from " ~ source('raw', raw_table) ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches')
+                ~ ' union all select batch_id from ' ~ source('raw', 'raw_lost_batches') ~ ')'
+            ) -%}
+        {%- endfor -%}
+        {%- do run_query(
+            'insert into ' ~ source('raw', 'raw_lost_batches')
+            ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at)'
+            ~ " select batch_id, '', 0, 0, 0, uniqExactIf(position, raw_table = 'raw_traces'), uniqExactIf(position, raw_table ="
+            ~ " 'raw_rejects'), now64(3, 'UTC') from (" ~ unknown | join(' union all ') ~ ') group by batch_id'
+        ) -%}
+    {%- endif -%}
 
     {#- No ledger has the files of these: only their rows do, as far as they are left. A statement that was
         lost counts as known when it is landed again, so all of them are to follow in their order. -#}
@@ -115,25 +151,17 @@ be gone: mend says so, and is run again then. Where neither helps, restore a bac
     {%- set short = short_batches() -%}
     {%- set llm_traces = ref('llm_traces') -%}
     {%- set is_built = load_relation(llm_traces) is not none -%}
-    {%- set unbuilt = 'select batch_id from ' ~ (
-        ref('int_traces__unioned') ~ ' where id not in (select id from ' ~ llm_traces ~ ')' if is_built else source('raw', 'raw_traces')
+    {%- set sources = run_query(
+        'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
+        ~ ' where batch_id in (' ~ short ~ ') group by source order by source'
     ) -%}
-    {#- Where they were cut is noted, and they leave the ledger: what a run has not built yet is to be built first. -#}
-    {%- set noted = 'batch_id in (' ~ short ~ ') and batch_id not in (' ~ unbuilt ~ ')' -%}
-    {%- set sources = _sources_of(noted) -%}
     {%- if sources.rows | length > 0 -%}
         {%- do print('not whole any more in the raw tables; land these sources again:') -%}
         {%- do sources.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
     {%- endif -%}
-    {%- set waiting = _sources_of('batch_id in (' ~ short ~ ') and batch_id in (' ~ unbuilt ~ ')') -%}
-    {%- if waiting.rows | length > 0 -%}
-        {%- do print('not whole any more either, but what is left of them is not built yet: dbt run first, and mend again then, '
-            ~ 'before they are landed again:') -%}
-        {%- do waiting.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
-    {%- endif -%}
 
     {%- if is_built -%}
-        {%- do _mend_what_was_built(llm_traces, short, unbuilt, dry_run) -%}
+        {%- do _mend_what_was_built(llm_traces, short, 'trace_conflicts' in damaged, dry_run) -%}
     {%- endif -%}
     {%- if not dry_run -%}
         {%- if sources.rows | length > 0 -%}
@@ -142,10 +170,10 @@ be gone: mend says so, and is run again then. Where neither helps, restore a bac
                 'insert into ' ~ source('raw', 'raw_lost_batches')
                 ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at)'
                 ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC')"
-                ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where ' ~ noted
+                ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short ~ ')'
             ) -%}
             {%- do run_and_wait(
-                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where ' ~ noted
+                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short ~ ')'
             ) -%}
         {%- endif -%}
         {%- for row in broken.rows -%}
@@ -157,16 +185,8 @@ be gone: mend says so, and is run again then. Where neither helps, restore a bac
     {%- endif -%}
 {%- endmacro -%}
 
-{#- The sources of the batches of the ledger that hold a condition. -#}
-{%- macro _sources_of(condition) -%}
-    {{ return(run_query(
-        'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
-        ~ ' where ' ~ condition ~ ' group by source order by source'
-    )) }}
-{%- endmacro -%}
-
 {#- Take out of the ledgers what is to be built again, and what was built of a trace that is lost for good. -#}
-{%- macro _mend_what_was_built(llm_traces, short, unbuilt, dry_run) -%}
+{%- macro _mend_what_was_built(llm_traces, short, has_lost_conflicts, dry_run) -%}
     {#- No run makes such rows; each would be charged twice. -#}
     {%- for table in [llm_traces, ref('llm_trace_costs')] if load_relation(table) is not none -%}
         {%- set doubled = run_query('select count() - uniqExact(id) from ' ~ table).rows[0][0] | int -%}
@@ -192,13 +212,19 @@ be gone: mend says so, and is run again then. Where neither helps, restore a bac
     {%- endfor -%}
 
     {#- Batches that were built, and are not whole any more in what was built of them. -#}
+    {%- set unbuilt = 'select batch_id from ' ~ ref('int_traces__unioned') ~ ' where id not in (select id from ' ~ llm_traces ~ ')' -%}
     {%- set lost = [unbuilt] -%}
+    {#- Conflicts are found while a batch is pending: of an arrival that is not the trace it may have lost one. -#}
+    {%- set to_look_at = unbuilt ~ (
+        ' union distinct select batch_id from ' ~ ref('int_traces__unioned') ~ ' where (id, batch_id, position) not in (select id, '
+        ~ 'batch_id, position from ' ~ llm_traces ~ ')' if has_lost_conflicts else ''
+    ) -%}
     {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
         {%- do lost.append('select batch_id from ' ~ llm_traces ~ ' where id not in (select id from ' ~ table.relation ~ ')') -%}
     {%- endfor -%}
     {%- for table in built_tables() if 'batch_id' in table.columns and 'id' not in table.columns -%}
         {%- set condition = 'batch_id in ('
-            ~ (unbuilt if table.relation.identifier == 'transformed_batches' else lost | join(' union distinct ')) ~ ')' -%}
+            ~ (to_look_at if table.relation.identifier == 'transformed_batches' else lost | join(' union distinct ')) ~ ')' -%}
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] -%}
         {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' batches to build again') -%}
         {%- if not dry_run and count | int > 0 -%}

@@ -9,7 +9,8 @@
 {# one row per batch of which every id was read back from llm_traces #}
 
 {#- Written after llm_traces and all that looks at pending batches: from here on a batch is done.
-    A batch that was not read back whole stays pending, and the next run completes it. -#}
+    A batch that was not read back whole stays pending, and the next run completes it; one that is lost
+    (mend) is done when all that is left of it was, and counts the rows that were. -#}
 -- depends_on: {{ ref('trace_conflicts') }}
 
 with
@@ -86,7 +87,17 @@ read_back as (
     group by arrived.batch_id
 ),
 
-{# The traces of a batch whose raw rows are retired are known by nothing else than the batch. #}
+{# The traces of a batch whose raw rows are retired or lost are known by nothing but the batch. #}
+
+without_rows as (
+    select batch_id from retired
+    where is_whole
+
+    union all
+
+    select batch_id from pending
+    where is_lost
+),
 
 kept as (
     select
@@ -95,18 +106,30 @@ kept as (
         min(landed_at) as first_landed_at
     from {{ ref('llm_traces') }}
     where
-        (select count() from retired where is_whole) > 0
-        and batch_id in (select batch_id from retired where is_whole)
+        (select count() from without_rows) > 0
+        and batch_id in (select batch_id from without_rows)
     group by batch_id
 ),
 
 final as (
     select
         pending.batch_id as batch_id,
-        pending.`rows` as `rows`,
+        if(
+            pending.is_lost and not retired.is_whole,
+            least(read_back.rows_found + length(retired.positions_retired), pending.`rows`),
+            pending.`rows`
+        )::UInt32 as `rows`,
         read_back.ids_found as ids,
-        if(retired.is_whole, kept.new_traces, read_back.new_traces) as new_traces,
-        if(retired.is_whole, kept.first_landed_at, read_back.first_landed_at) as first_landed_at,
+        if(
+            retired.is_whole or pending.is_lost,
+            kept.new_traces,
+            read_back.new_traces
+        ) as new_traces,
+        if(
+            retired.is_whole or pending.is_lost,
+            kept.first_landed_at,
+            read_back.first_landed_at
+        ) as first_landed_at,
         '{{ parser_version() }}'::LowCardinality(String) as parser_version,
         now64(3, 'UTC') as transformed_at
     from pending
@@ -117,6 +140,7 @@ final as (
         read_back.ids_missing = 0
         and (
             retired.is_whole
+            or pending.is_lost
             or read_back.rows_found + length(retired.positions_retired) = pending.`rows`
         )
 )

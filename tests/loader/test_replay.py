@@ -17,7 +17,7 @@ import pytest
 import loader.batches
 import loader.replay
 from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch
-from loader.errors import SourceError, StoreError
+from loader.errors import SourceError, SourceTakenError, StoreError
 from loader.formats import Format, Framer
 from loader.landing import Summary, land_source, place_batch
 from loader.replay import replay_rejects
@@ -69,7 +69,7 @@ def kill_replay(
 ) -> None:
     """Replay, and die with the first batch when so much of it is left in the store."""
 
-    def killed(store: Store, batch: Batch) -> bool:
+    def killed(store: Store, batch: Batch, known: object) -> bool:
         leave(store, batch)
         raise StoreError("killed")
 
@@ -138,6 +138,64 @@ def test_a_second_format_reads_what_the_first_left(store: Store, tmp_path: Path)
     assert replay(store, newer) == (1, 1)
     assert [row[0] for row in rows(store)] == ["parrot", "snake"]
     assert listed(store) == [("not_json", 3)]
+
+
+def test_two_replays_at_once_by_other_formats_land_each_line_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a server: the second one runs through between listing and landing of the first."""
+    if store.is_embedded:
+        pytest.skip("a process has an embedded store to itself")
+    for name in ("a", "b"):
+        land(store, tmp_path / f"{name}.ndjson", '{"squawk":1}\n{"hiss":2}\n')
+    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    lands = loader.replay.land_batch
+
+    def overtaken(*given: Any, **options: Any) -> bool:
+        monkeypatch.setattr(loader.replay, "land_batch", lands)
+        replay(store, newer)
+        return lands(*given, **options)
+
+    monkeypatch.setattr(loader.replay, "land_batch", overtaken)
+    with pytest.raises(SourceTakenError):
+        replay(store)
+    assert [row[0] for row in rows(store)] == ["parrot", "parrot", "snake", "snake"]
+    assert replay(store) == (0, 0)
+
+
+def lose_where(store: Store, table: str, condition: str) -> None:
+    """Lose rows of the one batch, which `mend` then takes out of the ledger."""
+    store.command(
+        f"alter table {store.table(table)} delete where {condition} settings mutations_sync = 2"
+    )
+    store.command(
+        f"insert into {store.table('raw_lost_batches')} select batch_id, source, start_offset,"
+        f" end_offset, first_line, rows, rejects, now64(3) from {store.table('raw_batches')}"
+    )
+    store.command(f"truncate table {store.table('raw_batches')}")
+
+
+def test_rejects_of_a_batch_that_lost_rows_are_replayed(store: Store, tmp_path: Path) -> None:
+    """Its source may be gone. If it is not, what was replayed stays with the replay."""
+    path = tmp_path / "a.ndjson"
+    land(store, path, TEXT)
+    lose_where(store, "raw_traces", "position = 0")
+    assert len(list_rejects(store, 100)) == 4
+    assert replay(store) == (2, 2)
+    land(store, path, TEXT, NEW)
+    assert [row[0] for row in rows(store)] == ["parrot", "parrot", *["provider_trace"] * 2]
+    assert listed(store) == [("not_an_object", 6), ("not_json", 3)]
+
+
+def test_a_batch_that_lost_rejects_is_not_replayed_in_part(store: Store, tmp_path: Path) -> None:
+    """A replay settles all rejects of a batch, and those that are lost may come back."""
+    path = tmp_path / "a.ndjson"
+    land(store, path, TEXT)
+    lose_where(store, "raw_rejects", "line = 2")
+    assert replay(store) == (0, 3)
+    land(store, path, TEXT)
+    assert replay(store) == (2, 2)
+    assert len(rows(store)) == 4
 
 
 def test_the_ledger_and_the_status_count_each_line_once(store: Store, tmp_path: Path) -> None:

@@ -155,36 +155,106 @@ def test_what_is_lost_of_raw_rows_and_of_what_was_built_comes_back(
 
 
 @pytest.mark.parametrize("is_built_before", [False, True])
-def test_what_is_left_of_a_batch_is_built_though_its_file_is_gone(
+def test_what_is_left_of_a_batch_is_built_though_its_source_is_gone(
     embedded: Project, tmp_path: Path, is_built_before: bool
 ) -> None:
     """Of one batch the rejects are lost, and of another a row; neither was built yet."""
+    embedded.loader("prices")
     if is_built_before:
         land(embedded, tmp_path / "built.ndjson", [record(1)])
         embedded.dbt("run", *PLAIN)
     land(embedded, tmp_path / "a.ndjson", [record(2), record(3)], broken=1)
-    land(embedded, tmp_path / "b.ndjson", [record(4), record(5)])
+    land(embedded, tmp_path / "b.ndjson", [record(4), record(5)], broken=2)
     for gone in (
-        "raw_rejects delete where 1",
+        "raw_rejects delete where source like '%/a.ndjson'",
         "raw_traces delete where position(envelope_json, '000005') > 0",
     ):
         embedded.query(f"alter table {gone} settings mutations_sync = 2")
-    said = operation(embedded, "mend")
-    assert "dbt run first, and mend again then" in said
-    assert "land these sources again" not in said
-    embedded.dbt("run", *PLAIN)
-    ids = [row["id"] for row in embedded.query("select id from llm_traces order by id")]
-    assert ids == ["000001"] * is_built_before + ["000002", "000003", "000004"]
+    assert "land these sources again" in operation(embedded, "mend")
+    status = json.loads(embedded.loader("status", "--json").stdout)
+    assert (status["lost_batches"], status["unfinished_batches"]) == (2, 0)
+    assert status["rejected_by_reason"] == {"not_json": 2}
+    charged = "select id, cost_status from llm_trace_costs order by id"
 
-    said = operation(embedded, "mend")
-    assert "land these sources again" in said
-    assert "dbt run first" not in said
+    def is_charged(*numbers: int) -> None:
+        embedded.dbt("run", *PLAIN)
+        wanted = [{"id": f"{number:06}", "cost_status": "priced"} for number in numbers]
+        assert embedded.query(charged) == wanted
+        assert embedded.value("select count() from llm_traces") == len(wanted)
+        assert embedded.value("select count() from int_batches__pending") == 0
+
+    first = [1] * is_built_before
+    is_charged(*first, 2, 3, 4)
+    embedded.query("alter table llm_traces delete where id != '000001' settings mutations_sync = 2")
+    assert "batches to build again" in operation(embedded, "mend")
+    is_charged(*first, 2, 3, 4)
+
     embedded.loader(str(tmp_path / "a.ndjson"), str(tmp_path / "b.ndjson"), expect=1)
-    assert embedded.value("select count() from raw_rejects") == 1
+    assert embedded.value("select count() from raw_rejects") == 3
+    is_charged(*first, 2, 3, 4, 5)
+    assert json.loads(embedded.loader("status", "--json").stdout)["lost_batches"] == 0
+
+
+def test_what_was_built_of_a_batch_that_is_lost_is_charged(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """A run was killed behind llm_traces, and then the raw rows went."""
+    embedded.loader("prices")
+    land(embedded, tmp_path / "a.ndjson", [record(1)])
     embedded.dbt("run", *PLAIN)
-    assert embedded.value("select uniqExact(id) = count() from llm_traces")
-    assert embedded.value("select count() from llm_traces") == len(ids) + 1
-    assert embedded.value("select count() from int_batches__pending") == 0
+    land(embedded, tmp_path / "b.ndjson", [record(2), record(3)])
+    embedded.dbt("run", "--select", "+llm_traces")
+    embedded.query(
+        "alter table raw_traces delete where position(envelope_json, '000001') = 0"
+        " settings mutations_sync = 2"
+    )
+    operation(embedded, "mend")
+    embedded.dbt("run", *PLAIN)
+    costs, stored = costs_and_traces(embedded)
+    assert costs == stored
+    assert len(costs) == 3
+
+
+def test_where_a_ledger_is_damaged_nothing_is_forgotten_by_itself(
+    embedded: Project, tmp_path: Path
+) -> None:
+    embedded.loader("prices")
+    path = tmp_path / "a.ndjson"
+    land(embedded, path, [record(1), record(2)])
+    embedded.dbt("run", *PLAIN)
+    land(embedded, tmp_path / "b.ndjson", [record(3)])
+    damage(embedded, "raw_batches")
+    for options in ("{}", "{dry_run: true}"):
+        said = operation(embedded, "mend", options, expect=1)
+        assert "what is lost of raw_batches stands in no other table" in said
+    assert "the store is damaged" in embedded.dbt("run", expect=None).stdout
+    operation(embedded, "mend", "{forget: true}")
+    embedded.dbt("run", *PLAIN)
+    ids = "select id from llm_trace_costs order by id"
+    assert [row["id"] for row in embedded.query(ids)] == ["000001", "000002", "000003"]
+    write(path, [record(1), record(2), record(4)])
+    embedded.loader(str(path), str(tmp_path / "b.ndjson"))
+    embedded.dbt("run", *PLAIN)
+    assert [row["id"] for row in embedded.query(ids)] == [
+        f"00000{number}" for number in range(1, 5)
+    ]
+    assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
+
+
+def test_conflicts_that_are_lost_are_found_again(embedded: Project, tmp_path: Path) -> None:
+    land(embedded, tmp_path / "a.ndjson", [record(1), record(2)])
+    other = record(1)
+    other["response_json"]["usage"]["prompt_tokens"] = 7
+    land(embedded, tmp_path / "b.ndjson", [other, record(3)])
+    embedded.dbt("run", *PLAIN)
+    conflicts = "select id, position, differs_in from trace_conflicts"
+    before = embedded.query(conflicts)
+    assert before == [{"id": "000001", "position": 0, "differs_in": ["response"]}]
+    damage(embedded, "trace_conflicts")
+    assert "the store is damaged" in embedded.dbt("run", expect=None).stdout
+    assert "transformed_batches: 1 batches to build again" in operation(embedded, "mend")
+    embedded.dbt("run", *PLAIN)
+    assert embedded.query(conflicts) == before
 
 
 @pytest.mark.parametrize("is_mended_twice", [False, True])

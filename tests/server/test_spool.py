@@ -208,6 +208,7 @@ STATUS = {
     "pending": {"batches": 1, "rows": 3, "oldest_landed_at": "2026-10-01T00:00:00Z"},
     "transformed": {"batches": 1, "rows": 4, "last_transformed_at": None},
     "unfinished_batches": 0,
+    "lost_batches": 0,
     "rejected_by_reason": {'odd "word"\n': 1},
 }
 
