@@ -41,12 +41,13 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {%- if execute and flags.WHICH != 'test' -%}
         {%- set done = target.schema ~ '.transformed_batches' -%}
         {%- set lost = source('raw', 'raw_lost_batches') -%}
-        {%- set landed_again = 'select lost.batch_id as batch_id, lost.lost_at as lost_at, landed.`rows` as `rows` from ' ~ lost
-            ~ ' as lost inner join (select batch_id, `rows` from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (select batch_id from '
-            ~ lost ~ ')) as landed on lost.batch_id = landed.batch_id' -%}
-        {%- set again = 'batch_id in (select done.batch_id from (select batch_id, transformed_at, `rows` from ' ~ done
-            ~ ' where batch_id in (select batch_id from ' ~ lost ~ ')) as done inner join (' ~ landed_again
-            ~ ') as landed on done.batch_id = landed.batch_id where done.transformed_at <= landed.lost_at or done.`rows` < landed.`rows`)' -%}
+        {%- set landed_again = 'select batch_id, lost_at from ' ~ lost ~ ' where batch_id in (select batch_id from '
+            ~ source('raw', 'raw_batches') ~ ' where batch_id in (select batch_id from ' ~ lost ~ '))' -%}
+        {%- set again = '(batch_id in (select done.batch_id from (select batch_id, transformed_at from ' ~ done
+            ~ ' where batch_id in (select batch_id from (' ~ landed_again ~ '))) as done inner join (' ~ landed_again
+            ~ ') as lost on done.batch_id = lost.batch_id where done.transformed_at <= lost.lost_at)'
+            ~ ' or batch_id in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ' where `rows` > 0 and batch_id in (select batch_id from '
+            ~ done ~ ' where `rows` = 0)))' -%}
         {%- if run_query('select count() from ' ~ done ~ ' where ' ~ again).rows[0][0] | int > 0 -%}
             {%- for name in ['costed_batches', 'transformed_batches'] -%}
                 {%- set ledger = api.Relation.create(database='', schema=target.schema, identifier=name, type='table') -%}
@@ -120,7 +121,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         ) }}
     {%- endif -%}
     {#- As batches that are lost: what they hold is built, and whole once their source has landed again. -#}
-    {%- if 'raw_batches' in damaged and not dry_run -%}
+    {%- if ('raw_batches' in damaged or 'raw_lost_batches' in damaged) and not dry_run -%}
         {%- set unknown = [] -%}
         {%- for raw_table in ['raw_traces', 'raw_rejects'] -%}
             {%- do unknown.append(

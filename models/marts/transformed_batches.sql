@@ -10,7 +10,7 @@
 
 {#- Written after llm_traces and all that looks at pending batches: from here on a batch is done.
     A batch that was not read back whole stays pending, and the next run completes it; one that is lost
-    (mend) is done when all that is left of it was, and counts the rows that were. -#}
+    (mend) is done when all that is left of it was, and has 0 rows, so that it is looked at again. -#}
 -- depends_on: {{ ref('trace_conflicts') }}
 
 with
@@ -114,11 +114,7 @@ kept as (
 final as (
     select
         pending.batch_id as batch_id,
-        if(
-            pending.is_lost and not retired.is_whole,
-            least(read_back.rows_found + length(retired.positions_retired), pending.`rows`),
-            pending.`rows`
-        )::UInt32 as `rows`,
+        if(pending.is_lost, 0, pending.`rows`)::UInt32 as `rows`,
         read_back.ids_found as ids,
         if(
             retired.is_whole or pending.is_lost,

@@ -189,6 +189,17 @@ def test_what_is_left_of_a_batch_is_built_though_its_source_is_gone(
     assert "batches to build again" in operation(embedded, "mend")
     is_charged(*first, 2, 3, 4)
 
+    # Once more, of the batch that had all its rows: nothing of that is seen before it lands again.
+    for table in ("raw_traces", "llm_traces", "llm_trace_costs"):
+        embedded.query(
+            f"alter table {table} delete where batch_id in (select batch_id from raw_lost_batches"
+            " where source like '%/a.ndjson') settings mutations_sync = 2,"
+            " allow_nondeterministic_mutations = 1"
+        )
+    # And the memory of what is lost is damaged as well.
+    damage(embedded, "raw_lost_batches")
+    operation(embedded, "mend", "{forget: true}")
+    is_charged(*first, 4)
     embedded.loader(str(tmp_path / "a.ndjson"), str(tmp_path / "b.ndjson"), expect=1)
     assert embedded.value("select count() from raw_rejects") == 3
     is_charged(*first, 2, 3, 4, 5)
