@@ -37,7 +37,7 @@ from loader.rowbinary import (
 from loader.settings import Settings
 from loader.store import RAW_TABLES, Store
 
-__all__ = ["closed_batches", "is_open", "replay_rejects"]
+__all__ = ["closed_batches", "is_open", "lost_batches", "replay_rejects"]
 
 # What framing decides. Other reasons say that the bytes are not those that were sent: a damaged
 # record may be JSON still, and yet not what somebody wrote.
@@ -65,20 +65,23 @@ def closed_batches(store: Store) -> str:
     )
 
 
+def lost_batches(store: Store) -> str:
+    """Write the select of what the operation `mend` took out of the ledger, landed again or not."""
+    if "raw_lost_batches" not in store.tables():
+        return "select '' as batch_id, '' as source, 0 as rejects where false"
+    return f"select batch_id, source, rejects from {store.table('raw_lost_batches')}"
+
+
 def is_open(store: Store) -> str:
     """Write the condition on a reject that is to be seen to: not erased, and in an open batch.
 
     Of a batch that is lost (the operation `mend`) rejects may be left. Those of a replay are not
     told of: its origin's are, since it is open again.
     """
-    landed = f"select batch_id from {store.table('raw_batches')}"
-    if "raw_lost_batches" in store.tables():
-        landed += (
-            f" union all select batch_id from {store.table('raw_lost_batches')}"
-            f" where not startsWith(source, '{REPLAY_PREFIX}')"
-        )
     return (
-        f"batch_id in ({landed})"
+        f"batch_id in (select batch_id from {store.table('raw_batches')} union all"
+        f" select batch_id from ({lost_batches(store)})"
+        f" where not startsWith(source, '{REPLAY_PREFIX}'))"
         f" and batch_id not in ({closed_batches(store)})"
         f" and (batch_id, position) not in ({_erased_places(store)})"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from loader.errors import StoreError, UsageError
 from loader.metrics import prometheus_text
-from loader.replay import closed_batches, is_open
+from loader.replay import closed_batches, is_open, lost_batches
 from loader.settings import Settings
 from loader.spool import spool_status
 from loader.store import RAW_TABLES, Store, open_existing_store
@@ -149,11 +149,7 @@ def collect_status(store: Store) -> dict[str, Any]:
         ("batches", "rows", "oldest_landed_at"),
         f"select count(), sum(batch_rows), min(batch_landed_at) from {batches} where {is_pending}",
     )
-    lost = (
-        f"select batch_id from {store.table('raw_lost_batches')}"
-        if "raw_lost_batches" in tables
-        else "select '' as batch_id where false"
-    )
+    lost = f"select batch_id from ({lost_batches(store)})"
     status["unfinished_batches"] = store.query(
         "select uniqExact(batch_id) from"
         f" (select distinct batch_id from {traces}"

@@ -95,11 +95,6 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {{ return(short | join(' union distinct ')) }}
 {%- endmacro -%}
 
-{#- What was landed, lost, erased and mended: each knows what no other table does. -#}
-{%- macro _memories() -%}
-    {{ return(['raw_batches', 'raw_lost_batches', 'retired_batches', 'mended_batches']) }}
-{%- endmacro -%}
-
 {%- macro mend(dry_run=false, forget=false) -%}
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {%- do create_raw_tables() -%}
@@ -110,7 +105,9 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}
         {%- do damaged.append(row[0]) -%}
     {%- endfor -%}
-    {%- set forgotten = damaged | unique | select('in', _memories()) | join(', ') -%}
+    {#- What was landed, lost, erased and mended: each knows what no other table does. -#}
+    {%- set memories = ['raw_batches', 'raw_lost_batches', 'retired_batches', 'mended_batches'] -%}
+    {%- set forgotten = damaged | unique | select('in', memories) | join(', ') -%}
     {%- if forgotten and not forget -%}
         {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
         {{ exceptions.raise_compiler_error(
@@ -151,7 +148,6 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
 
     {%- set short = short_batches() -%}
     {%- set llm_traces = ref('llm_traces') -%}
-    {%- set is_built = load_relation(llm_traces) is not none -%}
     {%- set sources = run_query(
         'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
         ~ ' where batch_id in (' ~ short ~ ') group by source order by source'
@@ -161,7 +157,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {%- do sources.print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
     {%- endif -%}
 
-    {%- if is_built -%}
+    {%- if load_relation(llm_traces) is not none -%}
         {%- do _mend_what_was_built(llm_traces, short, 'trace_conflicts' in damaged, dry_run) -%}
     {%- endif -%}
     {%- if not dry_run -%}

@@ -163,23 +163,11 @@ def test_two_replays_at_once_by_other_formats_land_each_line_once(
     assert replay(store) == (0, 0)
 
 
-def lose_where(store: Store, table: str, condition: str) -> None:
-    """Lose rows of the one batch, which `mend` then takes out of the ledger."""
-    store.command(
-        f"alter table {store.table(table)} delete where {condition} settings mutations_sync = 2"
-    )
-    store.command(
-        f"insert into {store.table('raw_lost_batches')} select batch_id, source, start_offset,"
-        f" end_offset, first_line, rows, rejects, now64(3) from {store.table('raw_batches')}"
-    )
-    store.command(f"truncate table {store.table('raw_batches')}")
-
-
 def test_rejects_of_a_batch_that_lost_rows_are_replayed(store: Store, tmp_path: Path) -> None:
     """Its source may be gone. If it is not, what was replayed stays with the replay."""
     path = tmp_path / "a.ndjson"
     land(store, path, TEXT)
-    lose_where(store, "raw_traces", "position = 0")
+    lose(store, "/", "raw_traces", where="position = 0")
     assert len(list_rejects(store, 100)) == 4
     assert replay(store) == (2, 2)
     land(store, path, TEXT, NEW)
@@ -191,7 +179,7 @@ def test_a_batch_that_lost_rejects_is_not_replayed_in_part(store: Store, tmp_pat
     """A replay settles all rejects of a batch, and those that are lost may come back."""
     path = tmp_path / "a.ndjson"
     land(store, path, TEXT)
-    lose_where(store, "raw_rejects", "line = 2")
+    lose(store, "/", "raw_rejects", where="line = 2")
     assert replay(store) == (0, 3)
     land(store, path, TEXT)
     assert replay(store) == (2, 2)
@@ -266,7 +254,7 @@ def test_an_unfinished_line_waits_for_its_file(store: Store, tmp_path: Path) -> 
     assert [row[:2] for row in rows(store)] == [("parrot", "1"), ("provider_trace", "1")]
 
 
-def lose(store: Store, source: str, *tables: str) -> None:
+def lose(store: Store, source: str, *tables: str, where: str = "true") -> None:
     """Let rows of a source's batches be lost, and take note of it as the operation mend does."""
     ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
     of_source = (
@@ -274,8 +262,11 @@ def lose(store: Store, source: str, *tables: str) -> None:
     )
     parameters, at_once = {"s": source}, "settings mutations_sync = 2"
     for table in tables:
-        where = f"{of_source} {at_once}, allow_nondeterministic_mutations = 1"
-        store.command(f"alter table {store.table(table)} delete where {where}", parameters)
+        store.command(
+            f"alter table {store.table(table)} delete where {where} and {of_source} {at_once},"
+            " allow_nondeterministic_mutations = 1",
+            parameters,
+        )
     columns = "batch_id, source, start_offset, end_offset, first_line, `rows`, rejects"
     store.command(
         f"insert into {lost} ({columns}, lost_at)"
