@@ -84,7 +84,8 @@ class Cut:
     Attributes
     ----------
     batch_id : str
-        32 hex digits: the head of SHA-256 over source, offset and bytes.
+        32 hex digits: the head of SHA-256 over source, offset and bytes. Of a replay, behind the
+        id of the batch that the lines first came with and a hyphen.
     start, end : int
         Its place in the decompressed source.
     first_line : int
@@ -123,8 +124,10 @@ class Batch:
         Records that do not name themselves, and records that had to be changed to be accepted.
     reasons : Counter
         Rejected lines by reason.
+    positions : collection of int
+        The places of all lines: 0, 1, 2, … but in a replay.
     rejected_at : frozenset of int
-        The positions of the rejected lines; the records are at all others below `lines`.
+        The places of the rejected ones.
     by_rules : bool
         Whether rules of redaction were asked, so that other rows of these lines may hold more.
     """
@@ -139,6 +142,7 @@ class Batch:
     rejects: int
     traces: list[Buffer] = field(repr=False)
     rejected: list[Buffer] = field(repr=False)
+    positions: Collection[int] = field(repr=False)
     rejected_at: frozenset[int] = field(repr=False)
     without_id: int = 0
     repaired: int = 0
@@ -156,7 +160,7 @@ class LedgerEntry:
         '' of a rest: the part of a lost batch behind what was landed of it since, cut otherwise.
     is_lost : bool
         Its rows were lost: it is no longer in the ledger, and to be landed again as it was cut.
-    rejected : collection of int, optional
+    rejected : frozenset of int, optional
         Of a lost batch that was replayed since: the positions of its rejects, as far as they are
         kept, which are to stay rejects. None of others.
     """
@@ -168,7 +172,7 @@ class LedgerEntry:
     rows: int
     rejects: int
     is_lost: bool
-    rejected: Collection[int] | None = None
+    rejected: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +463,11 @@ class _Cutter:
 
 
 def encode_batch(
-    cut: Cut, framer: Framer, settings: Settings, kept_out: Collection[int] = ()
+    cut: Cut,
+    framer: Framer,
+    settings: Settings,
+    kept_out: Collection[int] = (),
+    positions: Sequence[int] | None = None,
 ) -> Batch:
     """Frame every line of a cut and encode the rows for the store.
 
@@ -473,6 +481,8 @@ def encode_batch(
         The record limit.
     kept_out : collection of int
         Positions of lines that are no records, whatever they are framed as.
+    positions : sequence of int, optional
+        What each line that is not blank has for a position; by default they are counted from 0.
     """
     landed_at = encode_milliseconds(datetime.now(UTC))
     batch_id = encode_string(cut.batch_id.encode())
@@ -481,7 +491,7 @@ def encode_batch(
     rejected: list[Buffer] = []
     rejected_at: list[int] = []
     reasons: Counter[str] = Counter()
-    rows = without_id = repaired = position = 0
+    rows = without_id = repaired = lines = 0
     offset, line_number = cut.start, cut.first_line
     formats = {entry.name: encode_string(entry.name.encode()) for entry in framer.formats}
     tail = _repairs(()) + landed_at
@@ -493,6 +503,8 @@ def encode_batch(
             offset += len(line) + 1
             line_number += 1
             continue
+        position = lines if positions is None else positions[lines]
+        lines += 1
         kept, is_redacted = (line, False) if redactor is None else redactor.redact(line)
         if cut.full_length or len(line) > settings.max_record_bytes:
             framed: Record | Rejection = _too_large(cut, line, settings)
@@ -536,7 +548,6 @@ def encode_batch(
             repaired += bool(repairs)
             rows += 1
             without_id += not framed.has_id
-        position += 1
         offset += len(line) + 1
         line_number += 1
     return Batch(
@@ -545,11 +556,12 @@ def encode_batch(
         start=cut.start,
         end=cut.end,
         first_line=cut.first_line,
-        lines=position,
+        lines=lines,
         rows=rows,
-        rejects=position - rows,
+        rejects=lines - rows,
         traces=traces,
         rejected=rejected,
+        positions=range(lines) if positions is None else positions,
         rejected_at=frozenset(rejected_at),
         without_id=without_id,
         repaired=repaired,

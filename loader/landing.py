@@ -420,18 +420,21 @@ def _read(
 
 
 def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settings) -> Batch:
-    """Encode a batch. What a replay holds of a lost one stays a reject: else it is there twice."""
+    """Encode a batch. What a replay holds of a lost one stays a reject, and nothing else is one.
+
+    Its rejects are closed: another one would be seen by nobody.
+    """
     if lost is None or lost.rejected is None:
         return encode_batch(cut, framer, settings)
-    for rejected in (lost.rejected, ()):
-        batch = encode_batch(cut, framer, settings, rejected)
-        if (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
-            return batch
+    batch = encode_batch(cut, framer, settings, lost.rejected)
+    is_as_it_was = (batch.rows, batch.rejects) == (lost.rows, lost.rejects)
+    if is_as_it_was or batch.rejected_at <= lost.rejected:
+        return batch
     raise SourceError(
         f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
-        f"{lost.rows} rows and {lost.rejects} rejects, of which some were replayed since, and "
-        f"would be {batch.rows} rows now, some of them there twice. Land it by the formats and "
-        "limits of then. What comes before is landed."
+        f"{lost.rows} rows and {lost.rejects} rejects, which were replayed since, and would be "
+        f"{batch.rows} rows and {batch.rejects} rejects now, some of them in no replay. Land it "
+        "by the formats and limits of then. What comes before is landed."
     )
 
 
@@ -454,18 +457,33 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
     lost = [entry.batch_id for entry in entries if entry.is_lost]
     if not lost:
         return entries
-    replayed = store.query(
-        "select original, groupUniqArrayIf(position, batch_id != '')"
-        f" from (select distinct substring(source, {len(REPLAY_PREFIX) + 1}) as original from ("
-        f"select source from {batches} union all select source from {lost_batches})"
-        f" where startsWith(source, '{REPLAY_PREFIX}')) as replays"
-        f" left join (select batch_id, position from {store.table('raw_rejects')}"
-        " where batch_id in {lost:Array(String)}) as rejects on original = batch_id"
-        " where original in {lost:Array(String)} group by original",
-        {"lost": lost},
+    replays = store.query(
+        "select batch_id, any(source), max(is_landed)"
+        f" from (select batch_id, source, true as is_landed from {batches}"
+        f" union all select batch_id, source, false as is_landed from {lost_batches})"
+        " where source in {sources:Array(String)} group by batch_id",
+        {"sources": [REPLAY_PREFIX + batch_id for batch_id in lost]},
     )
-    rejected = {batch_id: frozenset(positions) for batch_id, positions in replayed}
-    return [replace(entry, rejected=rejected.get(entry.batch_id)) for entry in entries]
+    if not replays:
+        return entries
+    # A replay keeps the positions of the rejects that it was made of, and the head of their id.
+    held = store.query(
+        "select substring(batch_id, 1, 32) as first_id, groupUniqArray(position) from"
+        f" (select batch_id, position from {store.table('raw_traces')}"
+        " where batch_id in {replays:Array(String)}"
+        f" union all select batch_id, position from {store.table('raw_rejects')}"
+        " where batch_id in {replays:Array(String)} or batch_id in {lost:Array(String)})"
+        " group by first_id",
+        {"lost": lost, "replays": [batch_id for batch_id, _, _ in replays]},
+    )
+    rejected = {batch_id: frozenset(positions) for batch_id, positions in held}
+    closed = {source for _, source, is_landed in replays if is_landed}
+    for index, entry in enumerate(entries):
+        positions = rejected.get(entry.batch_id, frozenset())
+        is_closed = REPLAY_PREFIX + entry.batch_id in closed
+        if entry.is_lost and (is_closed or (positions and len(positions) == entry.rejects)):
+            entries[index] = replace(entry, rejected=positions)
+    return entries
 
 
 def _ask_landed(store: Store, source: Source, lost: Sequence[LedgerEntry]) -> Landed:
@@ -618,7 +636,7 @@ def _holds_its_lines(store: Store, batch: Batch, table: str) -> bool:
     )
     is_reject = table == "raw_rejects"
     return set(rows[0][0]) == {
-        position for position in range(batch.lines) if (position in batch.rejected_at) == is_reject
+        position for position in batch.positions if (position in batch.rejected_at) == is_reject
     }
 
 

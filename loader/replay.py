@@ -6,24 +6,24 @@ format can mend: bytes that were damaged on their way, and lines of which only t
 A batch is replayed whole, as the source `replay/<batch_id>`: its rejected lines that are records
 now become rows, the others are rejects again, with the place they first came from. So each line is
 in one open batch, and the ledger alone says which: a batch that was replayed is closed. Where no
-line became a record nothing is landed, so that replaying again changes nothing. A replay whose rows
-were lost is made again as it was, since its rows may have been built and its rejects replayed; but
-not where a line of it was erased since, as what it was is not known then. Where records are
-redacted, what is landed again is redacted first. A line that was erased, and is there again with a
-batch that had been lost, counts as gone.
+line became a record nothing is landed, so that replaying again changes nothing.
+
+A line keeps its position, and a replay's id begins with that of the batch which the line first
+came with: these two name it wherever it is, and a record without an id of its own. So a replay
+whose rows were lost is made again by whatever formats there are now, and what of it was built is no
+second trace. Where records are redacted, what is landed again is redacted first. A line that was
+erased, and is there again with a batch that had been lost, counts as gone.
 """
 
 from __future__ import annotations
 
 import base64
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from loader.batches import REPLAY_PREFIX, Batch, Cut, batch_id_of, encode_batch, new_hash
-from loader.errors import SourceError
 from loader.formats import Buffer, Framer, Record
 from loader.landing import Summary, land_batch
 from loader.redaction import load_redactor
@@ -37,12 +37,18 @@ from loader.rowbinary import (
 from loader.settings import Settings
 from loader.store import RAW_TABLES, Store
 
-__all__ = ["closed_batches", "is_open", "lost_batches", "replay_rejects"]
+__all__ = ["LINE", "closed_batches", "is_open", "lost_batches", "replay_rejects"]
+
+# What names a line, of which more than one replay may have a reject where one of them was lost.
+LINE = "substring(batch_id, 1, 32), position"
 
 # What framing decides. Other reasons say that the bytes are not those that were sent: a damaged
 # record may be JSON still, and yet not what somebody wrote.
 _REPLAYABLE = ("not_utf8", "not_json", "not_an_object", "too_deep", "unknown_format", "too_large")
 _HEAD_ONLY = " are kept"
+
+_ORIGIN = f"substring(source, {len(REPLAY_PREFIX) + 1})"
+_IS_REPLAY = f"startsWith(source, '{REPLAY_PREFIX}')"
 
 
 def closed_batches(store: Store) -> str:
@@ -53,8 +59,7 @@ def closed_batches(store: Store) -> str:
     """
     ledger, rejects = store.table("raw_batches"), store.table("raw_rejects")
     return (
-        f"select substring(source, {len(REPLAY_PREFIX) + 1}) as batch_id from {ledger}"
-        f" where startsWith(source, '{REPLAY_PREFIX}')"
+        f"select {_ORIGIN} as batch_id from {ledger} where {_IS_REPLAY}"
         " union all"
         f" select batch_id from {ledger} as begun"
         " inner join (select source, start_offset, max(end_offset) as furthest"
@@ -66,45 +71,77 @@ def closed_batches(store: Store) -> str:
 
 
 def lost_batches(store: Store) -> str:
-    """Write the select of what the operation `mend` took out of the ledger, landed again or not."""
+    """Write the select of what the operation `mend` took out of the ledger and did not come again.
+
+    A replay has come again where another one of the same rejects has been landed.
+    """
     if "raw_lost_batches" not in store.tables():
         return "select '' as batch_id, '' as source, 0 as rejects where false"
-    return f"select batch_id, source, rejects from {store.table('raw_lost_batches')}"
+    ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
+    return (
+        f"select distinct batch_id, source, rejects from {lost}"
+        f" where batch_id not in (select batch_id from {ledger}"
+        f" where batch_id in (select batch_id from {lost}))"
+        f" and source not in (select source from {ledger} where {_IS_REPLAY})"
+    )
 
 
 def is_open(store: Store) -> str:
     """Write the condition on a reject that is to be seen to: not erased, and in an open batch.
 
-    Of a batch that is lost (the operation `mend`) rejects may be left. Those of a replay are not
-    told of: its origin's are, since it is open again.
+    Of a batch that is lost (the operation `mend`) rejects may be left. Those of a replay are told
+    of where its origin, which is open again, has them no more.
     """
     return (
         f"batch_id in (select batch_id from {store.table('raw_batches')} union all"
-        f" select batch_id from ({lost_batches(store)})"
-        f" where not startsWith(source, '{REPLAY_PREFIX}'))"
+        f" select batch_id from ({lost_batches(store)}))"
         f" and batch_id not in ({closed_batches(store)})"
         f" and (batch_id, position) not in ({_erased_places(store)})"
+        f" and (batch_id, position) not in ({_at_their_origin(store)})"
+    )
+
+
+def _at_their_origin(store: Store) -> str:
+    """Write the select of what a lost replay has for rejects that its origin has too."""
+    replays = (
+        f"select batch_id, {_ORIGIN} as origin from ({lost_batches(store)}) where {_IS_REPLAY}"
+    )
+    return (
+        f"select replays.batch_id as batch_id, rejects.position as position from ({replays})"
+        f" as replays inner join {store.table('raw_rejects')} as rejects"
+        " on replays.origin = rejects.batch_id"
+        f" where rejects.batch_id in (select origin from ({replays}))"
     )
 
 
 def _is_whole(store: Store) -> str:
     """Write the condition that no reject of a batch is lost: a replay settles all of them."""
-    ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
+    held = (
+        f"select batch_id, position from {store.table('raw_rejects')}"
+        f" union all {_erased_places(store, 'raw_rejects')}"
+    )
     return (
-        f"(batch_id in (select batch_id from {ledger}) or batch_id in (select batch_id from {lost}"
-        " where (batch_id, rejects) in (select batch_id, toUInt32(uniqExact(position))"
-        f" from {store.table('raw_rejects')} where batch_id in (select batch_id from {lost})"
+        f"(batch_id in (select batch_id from {store.table('raw_batches')})"
+        f" or batch_id in (select batch_id from ({lost_batches(store)})"
+        f" where (batch_id, rejects) in (select batch_id, toUInt32(uniqExact(position))"
+        f" from ({held}) where batch_id in (select batch_id from ({lost_batches(store)}))"
         " group by batch_id)))"
+        f" and batch_id not in (select batch_id from ({_at_their_origin(store)}))"
     )
 
 
-def _erased_places(store: Store) -> str:
-    """Write the select of what was erased; the next `dbt run` deletes what of it is there again."""
+def _erased_places(store: Store, raw_table: str | None = None) -> str:
+    """Write the select of what was erased; of what was erased last from one of the raw tables.
+
+    The next `dbt run` deletes what of it is there again.
+    """
     if "retired_batches" not in store.tables():
         return "select '' as batch_id, 0 as position where false"
+    last = f" having argMax(raw_table, retired_at) = '{raw_table}'" if raw_table else ""
     return (
         "select batch_id, arrayJoin(positions) as position"
         f" from {store.table('retired_batches')} where reason = 'erasure'"
+        f" group by batch_id, position{last}"
     )
 
 
@@ -150,8 +187,8 @@ def replay_rejects(
     ------
     StoreError
         If the store fails; running it again finishes.
-    SourceError
-        If a replay whose rows were lost cannot be made as it was; all others are made.
+    SourceTakenError
+        If another replay landed the same rejects meanwhile; running it again does the rest.
     """
     summary = Summary()
     if not set(RAW_TABLES) <= store.tables():
@@ -163,36 +200,20 @@ def replay_rejects(
         " group by batch_id order by min(landed_at), batch_id",
         {"reasons": list(_REPLAYABLE)},
     )
-    lost: dict[str, list[str]] = defaultdict(list)
-    for source, batch_id in store.query(
-        f"select distinct source, batch_id from {store.table('raw_lost_batches')}"
-        f" where startsWith(source, '{REPLAY_PREFIX}')"
-    ):
-        lost[source].append(batch_id)
     erased_places = _erased_places(store)
-    broken: SourceError | None = None
     for (batch_id,) in batches:
-        source = REPLAY_PREFIX + batch_id
-        try:
-            rejects = _rejects_of(store, batch_id, framer, settings, erased_places)
-            if lost[source]:
-                rejects = _as_it_was(store, source, rejects, lost[source], erased_places)
-            batch = _replayed(source, rejects, framer, settings)
-        except SourceError as error:
-            broken = error
-            continue
+        rejects = _rejects_of(store, batch_id, framer, settings, erased_places)
+        batch = _replayed(batch_id, rejects, framer, settings)
         # What another replay makes of it meanwhile, by other formats, is another batch.
-        if batch is not None and land_batch(store, batch, known=lost[source]):
+        if batch is not None and land_batch(store, batch, known=()):
             summary.add_landed(batch)
             if on_progress is not None:
                 on_progress(summary)
-    if broken is not None:
-        raise broken
     return summary
 
 
 def _replayed(
-    source: str, rejects: list[_Reject], framer: Framer, settings: Settings
+    replayed_id: str, rejects: list[_Reject], framer: Framer, settings: Settings
 ) -> Batch | None:
     """Make the batch that takes the place of another's rejects; None if all stay what they are."""
     records = [reject for reject in rejects if reject.is_record]
@@ -201,74 +222,38 @@ def _replayed(
         return None
     size = sum(len(reject.raw) + 1 for reject in rejects)
     cut = Cut(
-        batch_id=_id_of(source, rejects),
-        source=source,
+        batch_id=_id_of(replayed_id, rejects),
+        source=REPLAY_PREFIX + replayed_id,
         start=0,
         end=size,
         first_line=rejects[0].line,
         lines=[reject.raw for reject in records],
         is_terminated=True,
     )
-    batch = encode_batch(cut, framer, settings)
+    positions = [reject.position for reject in rejects]
+    batch = encode_batch(cut, framer, settings, positions=[record.position for record in records])
     assert batch.rows == len(records), "framed twice, differently"
     batch.reasons.update(reject.reason for reject in others)
     return replace(
         batch,
         lines=len(rejects),
         rejects=len(others),
-        rejected=_encoded(cut.batch_id, batch.rows, others),
-        rejected_at=frozenset(range(batch.rows, len(rejects))),
+        rejected=_encoded(cut.batch_id, others),
+        positions=positions,
+        rejected_at=frozenset(reject.position for reject in others),
     )
 
 
-def _id_of(source: str, rejects: Sequence[_Reject]) -> str:
+def _id_of(replayed_id: str, rejects: Sequence[_Reject]) -> str:
     # The batch's id stands for its bytes; what became of each line belongs to the id too, so that
     # a run that was killed is not taken up by one that knows other formats or redacts.
-    hash_ = new_hash(source, 0)
+    hash_ = new_hash(REPLAY_PREFIX + replayed_id, 0)
     for reject in rejects:
         hash_.update(b"%d:%d\n" % (reject.position, reject.is_record))
         if reject.kept != reject.raw:
             hash_.update(reject.kept)
-    return batch_id_of(hash_)
-
-
-def _as_it_was(
-    store: Store, source: str, rejects: list[_Reject], lost: list[str], erased_places: str
-) -> list[_Reject]:
-    """Take for records what a replay that was lost took for them."""
-    if _id_of(source, rejects) in lost:
-        return rejects
-    for lost_id in lost:
-        rows = store.query(
-            f"select source, line, byte_offset from {store.table('raw_rejects')}"
-            " where batch_id = {batch_id:String}",
-            {"batch_id": lost_id},
-        )
-        kept = {tuple(row) for row in rows}
-        was = [
-            replace(each, is_record=(each.source, each.line, each.byte_offset) not in kept)
-            for each in rejects
-        ]
-        is_possible = all(
-            now.is_record >= then.is_record for now, then in zip(rejects, was, strict=True)
-        )
-        if is_possible and _id_of(source, was) == lost_id:
-            return was
-    ((erased,),) = store.query(
-        f"select count() from ({erased_places}) where batch_id = {{batch_id:String}}",
-        {"batch_id": source.removeprefix(REPLAY_PREFIX)},
-    )
-    if erased:
-        raise SourceError(
-            f"{source}: rows of it were lost, and lines of it were erased, so that it cannot "
-            "be made again as it was; made otherwise, some of its lines would be there twice. "
-            "What is in llm_traces of it stays. Its raw rows come back with a backup only: "
-            "restore one of before they were lost, and erase again what was erased since."
-        )
-    raise SourceError(
-        f"{source}: rows of it were lost, and by the formats, limits and redaction of today it "
-        "would have others than then, some of them there twice. Replay it by those of then."
-    )
+    first_id = replayed_id.partition("-")[0]
+    return f"{first_id}-{batch_id_of(hash_)}"
 
 
 def _rejects_of(
@@ -299,14 +284,14 @@ def _rejects_of(
     return found
 
 
-def _encoded(batch_id: str, first_position: int, rejects: Sequence[_Reject]) -> list[Buffer]:
-    """Encode what stays rejected, behind the rows, with the place it first came from."""
+def _encoded(batch_id: str, rejects: Sequence[_Reject]) -> list[Buffer]:
+    """Encode what stays rejected, with the place it first came from."""
     landed_at = encode_milliseconds(datetime.now(UTC))
     pieces: list[Any] = []
-    for position, reject in enumerate(rejects, first_position):
+    for reject in rejects:
         pieces += (
             encode_string(batch_id.encode()),
-            encode_uint32(position),
+            encode_uint32(reject.position),
             encode_string(reject.source.encode()),
             encode_uint64(reject.line),
             encode_uint64(reject.byte_offset),

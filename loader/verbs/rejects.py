@@ -13,7 +13,7 @@ from typing import Any
 
 from loader.errors import UsageError
 from loader.formats import Framer
-from loader.replay import is_open, replay_rejects
+from loader.replay import LINE, is_open, replay_rejects
 from loader.settings import Settings
 from loader.store import RAW_TABLES, Store, open_existing_store
 from loader.verbs import printable
@@ -92,8 +92,7 @@ def count_open(store: Store) -> int:
     if not set(RAW_TABLES) <= store.tables():
         return 0
     count: int = store.query(
-        f"select uniqExact(batch_id, position) from {store.table('raw_rejects')}"
-        f" where {is_open(store)}"
+        f"select uniqExact({LINE}) from {store.table('raw_rejects')} where {is_open(store)}"
     )[0][0]
     return count
 
@@ -124,7 +123,7 @@ def list_rejects(
         f" from {store.table('raw_rejects')}"
         f" where {'true' if with_closed else is_open(store)}"
         " order by landed_at desc, source, line"
-        " limit 1 by batch_id, position"
+        f" limit 1 by {'batch_id, position' if with_closed else LINE}"
         " limit {limit:UInt64}",
         {"limit": limit},
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from loader.errors import StoreError, UsageError
 from loader.metrics import prometheus_text
-from loader.replay import closed_batches, is_open, lost_batches
+from loader.replay import LINE, closed_batches, is_open, lost_batches
 from loader.settings import Settings
 from loader.spool import spool_status
 from loader.store import RAW_TABLES, Store, open_existing_store
@@ -149,20 +149,20 @@ def collect_status(store: Store) -> dict[str, Any]:
         ("batches", "rows", "oldest_landed_at"),
         f"select count(), sum(batch_rows), min(batch_landed_at) from {batches} where {is_pending}",
     )
-    lost = f"select batch_id from ({lost_batches(store)})"
+    known = f"select batch_id from {ledger}"
+    if "raw_lost_batches" in tables:
+        known += f" union all select batch_id from {store.table('raw_lost_batches')}"
     status["unfinished_batches"] = store.query(
         "select uniqExact(batch_id) from"
         f" (select distinct batch_id from {traces}"
-        f" union all select distinct batch_id from {rejects})"
-        f" where batch_id not in (select batch_id from {ledger}) and batch_id not in ({lost})"
+        f" union all select distinct batch_id from {rejects}) where batch_id not in ({known})"
     )[0][0]
     status["lost_batches"] = store.query(
-        f"select uniqExact(batch_id) from ({lost})"
-        f" where batch_id not in (select batch_id from {ledger})"
+        f"select uniqExact(batch_id) from ({lost_batches(store)})"
     )[0][0]
     status["rejected_by_reason"] = dict(
         store.query(
-            f"select reason, uniqExact(batch_id, position) as count from {rejects}"
+            f"select reason, uniqExact({LINE}) as count from {rejects}"
             f" where {is_open(store)}"
             " group by reason order by count desc, reason"
         )

@@ -10,7 +10,8 @@ raw_tables_ddl(database, cluster=none) gives the statements, separated by `;;`. 
 - raw_lost_batches: batches whose rows were lost later (the operation mend), and where they were cut:
                a file that is landed again is cut there, so that its records are the same ones.
 
-`position` numbers the non-blank lines of a batch from 0, through rows and rejects alike. A batch
+`position` numbers the non-blank lines of a batch from 0, through rows and rejects alike; a line that
+is replayed keeps it, and the replay's id begins with that of its first batch and a hyphen. A batch
 is inserted with one `landed_at`, so that it falls into one partition and is one part.
 
 Each format has a staging model that reads its own records: by_format keeps it from reading the

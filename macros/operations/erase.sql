@@ -12,7 +12,8 @@ it: the trace's own, or what is known now of its organization at its time; `agen
 trace goes with every arrival of it in its organization: one that stayed would be the trace from the
 next run on. A reject cannot be read, so it goes when its bytes hold every one of the ids as a JSON
 string, however spelled, or number. A trace that was a reject first, and was replayed, takes that reject
-with it, whatever it holds; and so does one whose line was landed before it was whole.
+with it, whatever it holds: a customer may be known from a subscription alone. A replay's lines keep their
+places. So does a trace whose line was landed before it was whole.
 
 Order, so that a kill at any instant leaves a state that the same call completes, and no run brings
 anything back: what is to go is listed, batches to look at again are reopened, what will go from the
@@ -85,14 +86,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- if others > 0 -%}
         {%- do print('note: ' ~ others ~ ' erasures for somebody else were begun and are not complete: call them again as they were.') -%}
     {%- endif -%}
-    {%- set has_replays = run_query(
-        'select count() from (select source from ' ~ source('raw', 'raw_batches') ~ ' union all select source from '
-        ~ source('raw', 'raw_lost_batches') ~ ") where startsWith(source, 'replay/')"
-    ).rows[0][0] | int > 0 -%}
     {%- if dry_run -%}
         {%- set going = '(' ~ seeds ~ ' union distinct ' ~ _other_arrivals('(' ~ seeds ~ ')', listed) ~ ')' -%}
-        {%- set replayed = 'select batch_id, position from (' ~ _replayed_lines(going, false) ~ ')' if has_replays
-            else "select '', 0 where false" -%}
     {%- else -%}
         {%- do run_query(
             'create table if not exists ' ~ list ~ on_cluster()
@@ -102,16 +97,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {%- for more in [seeds, _other_arrivals(list, listed)] -%}
             {%- do run_query('insert into ' ~ list ~ ' (' ~ place ~ ', organization_id, created_date) select distinct * from (' ~ more ~ ')') -%}
         {%- endfor -%}
-        {%- do run_query('alter table ' ~ list ~ on_cluster() ~ ' add column if not exists is_reject Bool') -%}
-        {#- Once, as what is deleted cannot be looked at again: what this list has was found before a kill. -#}
-        {%- if has_replays -%}
-            {%- do run_query(
-                'insert into ' ~ list ~ ' (' ~ place ~ ', organization_id, created_date, is_reject) select distinct *, true from ('
-                ~ _replayed_lines(list, true) ~ ') where (id, organization_id) not in (select id, organization_id from ' ~ list ~ ' where is_reject)'
-            ) -%}
-        {%- endif -%}
         {%- set going = list -%}
-        {%- set replayed = 'select batch_id, position from ' ~ list ~ ' where is_reject' -%}
     {%- endif -%}
     {%- set places = '(select ' ~ place ~ ' from ' ~ going ~ ')' -%}
 
@@ -120,7 +106,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {%- do needles.append(names_text('raw', value)) -%}
     {%- endfor -%}
     {%- set owned_rejects = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ')
-        ~ ' or (batch_id, position) in (' ~ replayed ~ ') or (batch_id, position) in (' ~ _begun_lines(going) ~ ')' -%}
+        ~ ' or (' ~ first_batch() ~ ', position) in (select ' ~ first_batch() ~ ', position from ' ~ going ~ ')'
+        ~ ' or (batch_id, position) in (' ~ _begun_lines(going) ~ ')' -%}
 
     {%- set report = run_query(
         "select * from (select 'raw_traces' as `table`, count() as `rows` from " ~ raw_traces
@@ -174,8 +161,15 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             ) -%}
         {%- endfor -%}
         {#- From the list, so that rows which retention took are recorded too: they may be landed again. What
-            was erased from the other table, and is in this one now, is missing from this one then. -#}
-        {%- for raw_table, rows in {'raw_traces': 'select batch_id, position from ' ~ list ~ ' where not is_reject', 'raw_rejects': owned_rejects}.items() -%}
+            was erased from the other table, and is in this one now, is missing from this one then. Of what
+            was replayed the first reject too: it may be lost, and come again. -#}
+        {%- set listed_places = 'select batch_id, position from ' ~ list -%}
+        {%- set first_rejects = 'select ' ~ first_batch() ~ ' as first_id, position from (' ~ listed_places ~ ' union all ' ~ owned_rejects
+            ~ ') where batch_id != first_id and (first_id, position) not in (' ~ listed_places ~ ')' -%}
+        {%- for raw_table, rows in {
+            'raw_traces': listed_places,
+            'raw_rejects': owned_rejects ~ ' union distinct ' ~ first_rejects,
+        }.items() -%}
             {%- do run_query(
                 'insert into ' ~ retired ~ ' (batch_id, raw_table, reason, is_whole, positions, retired_at)'
                 ~ " select batch_id, '" ~ raw_table ~ "', 'erasure', false, groupUniqArray(position), now64(3, 'UTC')"
@@ -241,87 +235,30 @@ from matched
         )
 {%- endmacro -%}
 
-{#- The rejects, in batches that were replayed, which became traces that go: a row's customer may be known
-    from a subscription alone, and is not in the line. The rows of a replay are its records, in the order of
-    the rejects that it did not keep. Where one of these was erased without the other that says nothing, and
-    all of them are taken: their traces stay. A reject that was replayed twice has the same place each time.
-    What is not listed in a table yet is a query that takes long, and is asked once. -#}
-{%- macro _replayed_lines(going, is_listed) -%}
-    {%- set all_batches -%}
+{#- The rejects that are the beginning of a line which became a trace that goes, or went: its file was
+    landed while the line was written, and again when it was whole. Both batches begin with it. -#}
+{%- macro _begun_lines(going) -%}
+    {%- set batches -%}
 (
-    select batch_id, source, `rows` from {{ source('raw', 'raw_batches') }} where startsWith(source, 'replay/')
-    union distinct
-    select batch_id, source, `rows` from {{ source('raw', 'raw_lost_batches') }} where startsWith(source, 'replay/')
+    select batch_id, source, start_offset, end_offset, `rows` + rejects as lines from {{ source('raw', 'raw_batches') }}
+    union all
+    select batch_id, source, start_offset, end_offset, `rows` + rejects as lines from {{ source('raw', 'raw_lost_batches') }}
 )
     {%- endset -%}
-    with
-
-    replays as (
-        select batch_id as replay_id, substring(source, 8) as origin_id, `rows`
-        from {{ all_batches }}
-        {% if is_listed %}where batch_id in (select batch_id from {{ going }}){% endif %}
-    ),
-
-    lines as (
-        select
-            *,
-            row_number() over (partition by replay_id order by position) as nth,
-            count() over (partition by replay_id) as total
-        from (
-            select distinct replay_id, position, source, line, byte_offset
-            from {{ source('raw', 'raw_rejects') }} as rejects
-            inner join replays on rejects.batch_id = replays.origin_id
-            where rejects.batch_id in (select origin_id from replays)
-        )
-        where (replay_id, source, line, byte_offset) not in (
-            select batch_id, source, line, byte_offset
-            from {{ source('raw', 'raw_rejects') }}
-            where batch_id in (select replay_id from replays)
-        )
-    ),
-
-    records as (
-        select
-            *,
-            row_number() over (partition by replay_id order by position) as nth,
-            count() over (partition by replay_id) as total
-        from (select replay_id, arrayJoin(range(`rows`)) as position from replays)
-        where (replay_id, position) not in (
-            {{ erased_positions() }}
-            {% if is_listed %}and (batch_id, position) not in (select batch_id, position from {{ going }}){% endif %}
-        )
-    ),
-
-    places as (
-        select gone.id as id, organization_id, created_date, source, line, byte_offset
-        from {{ going }} as gone
-        inner join records on gone.batch_id = records.replay_id and gone.position = records.position
-        inner join lines on records.replay_id = lines.replay_id
-        where records.nth = lines.nth or records.total != lines.total
-    )
-
-    select places.id as id, batch_id, position, organization_id, created_date
-    from {{ source('raw', 'raw_rejects') }} as rejects
-    inner join places
-        on rejects.source = places.source
-        and rejects.line = places.line
-        and rejects.byte_offset = places.byte_offset
-    where rejects.batch_id in (select substring(source, 8) from {{ all_batches }})
-{%- endmacro -%}
-
-{#- The rejects that are the beginning of a line which became a trace that goes: its file was landed while
-    the line was written, and again when it was whole. Both batches begin with it. -#}
-{%- macro _begun_lines(going) -%}
     select batch_id, position
     from {{ source('raw', 'raw_rejects') }}
     where reason = 'unfinished' and startsWith(source, '/') and batch_id in (
         select begun.batch_id
-        from {{ source('raw', 'raw_batches') }} as begun
-        inner join {{ source('raw', 'raw_batches') }} as whole
+        from {{ batches }} as begun
+        inner join {{ batches }} as whole
             on begun.source = whole.source and begun.start_offset = whole.start_offset
         where begun.lines = 1
             and begun.end_offset < whole.end_offset
-            and whole.batch_id in (select batch_id from {{ going }} where position = 0)
+            and whole.batch_id in (
+                select batch_id from {{ going }} where position = 0
+                union all
+                select batch_id from ({{ erased_positions() }}) where position = 0
+            )
     )
 {%- endmacro -%}
 
@@ -381,15 +318,13 @@ having argMax(raw_table, retired_at) = '{{ raw_table }}'
     {%- endif -%}
 {%- endmacro -%}
 
-{#- on-run-start: a source that was landed again, after its batch had been lost, brought erased rows too. -#}
+{#- on-run-start: a source that was landed again, after its batch had been lost, brought erased rows too.
+    What is not in the ledger is another loader's work, which counts it. -#}
 {%- macro erase_what_came_again() -%}
     {%- if execute and flags.WHICH != 'test' -%}
         {%- for raw_table in ['raw_traces', 'raw_rejects'] -%}
-            {%- set again = '(batch_id, position) in (' ~ erased_positions() ~ ' and (batch_id in (select batch_id from '
-                ~ source('raw', 'raw_batches') ~ ' where batch_id not in (select batch_id from ' ~ target.schema ~ '.transformed_batches))'
-                ~ ' or (batch_id, retired_at) in (select batch_id, retired_at from ' ~ source('operations', 'retired_batches')
-                ~ ' as retired inner join ' ~ source('raw', 'raw_batches') ~ ' as landed on retired.batch_id = landed.batch_id'
-                ~ ' where landed.landed_at > retired.retired_at)))' -%}
+            {%- set again = '(batch_id, position) in (' ~ erased_positions() ~ ' and batch_id in (select batch_id from '
+                ~ source('raw', 'raw_batches') ~ '))' -%}
             {%- set count = run_query('select count() from ' ~ source('raw', raw_table) ~ ' where ' ~ again).rows[0][0] | int -%}
             {%- if count > 0 -%}
                 {%- do log(raw_table ~ ': ' ~ count ~ ' rows that had been erased were landed again: erasing them', info=true) -%}

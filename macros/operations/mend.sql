@@ -35,26 +35,29 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     )) }}
 {%- endmacro -%}
 
-{#- on-run-start: a batch that was lost is landed again, and was built before that of what was left of it,
-    or before it was lost: what was built may be lost as well. -#}
+{#- on-run-start: a batch that is lost is looked at again, and then counts 0 rows; and again when it has
+    landed: what was built of it may be lost as well, or be of what was left of it. -#}
 {%- macro reopen_what_came_again() -%}
     {%- if execute and flags.WHICH != 'test' -%}
-        {%- set done = target.schema ~ '.transformed_batches' -%}
-        {%- set lost = source('raw', 'raw_lost_batches') -%}
-        {%- set landed_again = 'select batch_id, lost_at from ' ~ lost ~ ' where batch_id in (select batch_id from '
-            ~ source('raw', 'raw_batches') ~ ' where batch_id in (select batch_id from ' ~ lost ~ '))' -%}
-        {%- set again = '(batch_id in (select done.batch_id from (select batch_id, transformed_at from ' ~ done
-            ~ ' where batch_id in (select batch_id from (' ~ landed_again ~ '))) as done inner join (' ~ landed_again
-            ~ ') as lost on done.batch_id = lost.batch_id where done.transformed_at <= lost.lost_at)'
-            ~ ' or batch_id in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ' where `rows` > 0 and batch_id in (select batch_id from '
-            ~ done ~ ' where `rows` = 0)))' -%}
-        {%- if run_query('select count() from ' ~ done ~ ' where ' ~ again).rows[0][0] | int > 0 -%}
-            {%- for name in ['costed_batches', 'transformed_batches'] -%}
-                {%- set ledger = api.Relation.create(database='', schema=target.schema, identifier=name, type='table') -%}
-                {%- do run_and_wait('alter table ' ~ storage_of(ledger) ~ on_cluster() ~ ' delete where ' ~ again) -%}
-            {%- endfor -%}
-        {%- endif -%}
+        {%- set landed = 'select batch_id from ' ~ source('raw', 'raw_batches') ~ ' where ' -%}
+        {%- set lost = 'select batch_id from ' ~ source('raw', 'raw_lost_batches') -%}
+        {%- set done = ' (select batch_id from ' ~ target.schema ~ '.transformed_batches where `rows` ' -%}
+        {%- do _reopen(
+            'batch_id in' ~ done ~ '= 0) and batch_id in (' ~ landed ~ '`rows` > 0 and batch_id in' ~ done ~ '= 0))'
+            ~ ' or batch_id in' ~ done ~ '> 0) and batch_id in (' ~ lost ~ ' where batch_id not in (' ~ landed ~ 'batch_id in (' ~ lost ~ ')))'
+        ) -%}
     {%- endif -%}
+{%- endmacro -%}
+
+{#- Take batches out of the ledgers of what was built. -#}
+{%- macro _reopen(condition) -%}
+    {%- for name in ['costed_batches', 'transformed_batches'] -%}
+        {%- set ledger = api.Relation.create(database='', schema=target.schema, identifier=name, type='table') -%}
+        {%- if load_relation(ledger) is not none
+            and run_query('select count() from ' ~ ledger ~ ' where ' ~ condition).rows[0][0] | int > 0 -%}
+            {%- do run_and_wait('alter table ' ~ storage_of(ledger) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
+        {%- endif -%}
+    {%- endfor -%}
 {%- endmacro -%}
 
 {#- pre_hook of llm_trace_costs: what comes again after a loss may be another arrival than the one that is
@@ -169,10 +172,12 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
                 ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC')"
                 ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short ~ ')'
             ) -%}
+            {%- do _reopen('batch_id in (' ~ short ~ ')') -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short ~ ')'
             ) -%}
         {%- endif -%}
+        {%- do reopen_what_came_again() -%}
         {%- for row in broken.rows -%}
             {%- do run_query(
                 'alter table ' ~ target.schema ~ '.`' ~ row[0] ~ "` drop detached part '" ~ row[1] ~ "' settings allow_drop_detached = 1"

@@ -161,14 +161,16 @@ true. A partition of which all is old is dropped; of others the old rows are del
             ) }}
         {%- endif -%}
         {%- if load_relation(this) is not none -%}
-            {%- set suspects = '(batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ') or batch_id in (' ~ short_batches() ~ '))' -%}
+            {#- A batch that mend took out of the ledger is built of what is left of it. -#}
+            {%- set landed = 'select batch_id from ' ~ source('raw', 'raw_batches') -%}
+            {%- set built = landed ~ ' union all select batch_id from ' ~ source('raw', 'raw_lost_batches') -%}
+            {%- set suspects = '(batch_id not in (' ~ landed ~ ') or batch_id in (' ~ short_batches() ~ '))' -%}
             {#- Not by ref, as llm_traces is not built from it itself. -#}
             {%- set arrivals = this.incorporate(path={'identifier': 'int_traces__unioned'}) -%}
             {%- set trace = 'id, organization_id::String, request_size_bytes, response_size_bytes' -%}
             {%- set lost = run_query(
                 'select count() from ' ~ this ~ ' where ' ~ suspects ~ ' and (' ~ trace ~ ') not in (select ' ~ trace
-                ~ ' from ' ~ arrivals ~ ' where batch_id in (select batch_id from ' ~ source('raw', 'raw_batches')
-                ~ ') and id in (select id from ' ~ this ~ ' where ' ~ suspects ~ '))'
+                ~ ' from ' ~ arrivals ~ ' where batch_id in (' ~ built ~ ') and id in (select id from ' ~ this ~ ' where ' ~ suspects ~ '))'
             ).rows[0][0] | int -%}
             {%- if lost > 0 -%}
                 {{ exceptions.raise_compiler_error(

@@ -33,7 +33,7 @@ configured as (
 defaulted as (
     select
         -- ids: an absent one is ''
-        if(own_id = '', concat(batch_id, '-', toString(position)), own_id) as id,
+        if(own_id = '', concat({{ first_batch() }}, '-', toString(position)), own_id) as id,
         coalesce(organization_id, '') as organization_id,
         coalesce(project_id, '') as project_id,
         coalesce(agent_id, '') as agent_id,

@@ -167,7 +167,7 @@ def test_rejects_of_a_batch_that_lost_rows_are_replayed(store: Store, tmp_path: 
     """Its source may be gone. If it is not, what was replayed stays with the replay."""
     path = tmp_path / "a.ndjson"
     land(store, path, TEXT)
-    lose(store, "/", "raw_traces", where="position = 0")
+    lose(store, "/%", "raw_traces", where="position = 0")
     assert len(list_rejects(store, 100)) == 4
     assert replay(store) == (2, 2)
     land(store, path, TEXT, NEW)
@@ -179,7 +179,7 @@ def test_a_batch_that_lost_rejects_is_not_replayed_in_part(store: Store, tmp_pat
     """A replay settles all rejects of a batch, and those that are lost may come back."""
     path = tmp_path / "a.ndjson"
     land(store, path, TEXT)
-    lose(store, "/", "raw_rejects", where="line = 2")
+    lose(store, "/%", "raw_rejects", where="line = 2")
     assert replay(store) == (0, 3)
     land(store, path, TEXT)
     assert replay(store) == (2, 2)
@@ -255,11 +255,9 @@ def test_an_unfinished_line_waits_for_its_file(store: Store, tmp_path: Path) -> 
 
 
 def lose(store: Store, source: str, *tables: str, where: str = "true") -> None:
-    """Let rows of a source's batches be lost, and take note of it as the operation mend does."""
+    """Let rows of such sources' batches be lost, and take note of it as the operation mend does."""
     ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
-    of_source = (
-        f"batch_id in (select batch_id from {ledger} where startsWith(source, {{s:String}}))"
-    )
+    of_source = f"batch_id in (select batch_id from {ledger} where source like {{s:String}})"
     parameters, at_once = {"s": source}, "settings mutations_sync = 2"
     for table in tables:
         store.command(
@@ -270,11 +268,11 @@ def lose(store: Store, source: str, *tables: str, where: str = "true") -> None:
     columns = "batch_id, source, start_offset, end_offset, first_line, `rows`, rejects"
     store.command(
         f"insert into {lost} ({columns}, lost_at)"
-        f" select {columns}, now64(3, 'UTC') from {ledger} where startsWith(source, {{s:String}})",
+        f" select {columns}, now64(3, 'UTC') from {ledger} where source like {{s:String}}",
         parameters,
     )
     store.command(
-        f"alter table {ledger} delete where startsWith(source, {{s:String}}) {at_once}", parameters
+        f"alter table {ledger} delete where source like {{s:String}} {at_once}", parameters
     )
 
 
@@ -285,13 +283,25 @@ def test_a_batch_that_was_replayed_lands_again_without_what_was_replayed(
     land(store, path, TEXT)
     assert replay(store) == (2, 2)
     before = rows(store), listed(store)
-    lose(store, "/", "raw_traces")
+    lose(store, "/%", "raw_traces")
     land(store, path, TEXT, NEW)
     assert (rows(store), listed(store)) == before
 
-    lose(store, "/", "raw_traces", "raw_rejects")
-    with pytest.raises(SourceError, match=r"They were 2 rows and 4 rejects.* would be 4 rows now"):
-        land(store, path, TEXT, NEW)
+    # The replay knows which lines were its rejects.
+    lose(store, "/%", "raw_traces", "raw_rejects")
+    land(store, path, TEXT, NEW)
+    assert (rows(store), listed(store)) == before
+
+
+def test_a_batch_that_was_replayed_gets_no_other_rejects(store: Store, tmp_path: Path) -> None:
+    """They would count as replayed, and nobody would see them."""
+    path = tmp_path / "a.ndjson"
+    land(store, path, TEXT)
+    replay(store)
+    before = rows(store), listed(store)
+    lose(store, "/%", "raw_traces")
+    with pytest.raises(SourceError, match=r"They were 2 rows and 4 rejects.* 0 rows and 6 rejects"):
+        land(store, path, TEXT, Framer(NEW.formats[-1:]))
     land(store, path, TEXT, OLD)
     assert (rows(store), listed(store)) == before
 
@@ -306,7 +316,7 @@ def test_a_batch_and_its_replay_that_are_lost_together_come_back(
         f"select batch_id, position, request_json from {store.table('raw_traces')} order by all"
     )
     before = store.query(places), listed(store)
-    for source in ("/", "replay/"):
+    for source in ("/%", "replay/%"):
         lose(store, source, "raw_traces")
     land(store, path, TEXT, NEW)
     replay(store)
@@ -329,54 +339,147 @@ def test_lost_standard_input_lands_again_without_what_was_replayed(
     assert (rows(store), listed(store)) == before
 
 
-def test_a_replay_that_was_lost_is_made_again_as_it_was(store: Store, tmp_path: Path) -> None:
-    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
-    land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"hiss":2}\nx\n')
-    assert replay(store) == (1, 2)
-    (place,) = store.query(f"select batch_id, position from {store.table('raw_traces')}")
-    first = f"replay/{batch_of(store, '/')}"
-    lose(store, first, "raw_traces")
-    assert replay(store, newer) == (1, 2)
-    assert replay(store, newer) == (1, 1)
-    lose(store, first, "raw_traces")
-    assert replay(store, newer) == (1, 1)
-    assert [row[0] for row in rows(store)] == ["parrot", "snake"]
-    assert place in store.query(f"select batch_id, position from {store.table('raw_traces')}")
+def lines(store: Store) -> list[tuple[str, int, str]]:
+    """Every line that a record of the ledger came from, by what names it; none twice."""
+    return sorted(
+        store.query(
+            "select distinct substring(batch_id, 1, 32), position, `format`"
+            f" from {store.table('raw_traces')}"
+            f" where batch_id in (select batch_id from {store.table('raw_batches')})"
+        )
+    )
 
-    lose(store, first, "raw_traces", "raw_rejects")
-    land(store, tmp_path / "b.ndjson", '{"squawk":3}\n')
-    with pytest.raises(SourceError, match=f"{first}: rows of it were lost"):
+
+@pytest.mark.parametrize(
+    "tables", [("raw_traces",), ("raw_rejects",), ("raw_traces", "raw_rejects")]
+)
+def test_a_replay_that_was_lost_is_made_again_by_what_there_is_now(
+    store: Store, tmp_path: Path, tables: tuple[str, ...]
+) -> None:
+    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    land(store, tmp_path / "a.ndjson", '{"request_json":0}\nx\n{"squawk":1}\n{"hiss":2}\n')
+    first = batch_of(store, "/")
+    before = [(first, 0, "provider_trace"), (first, 2, "parrot")]
+    assert replay(store) == (1, 2)
+    assert lines(store) == before
+    lose(store, f"replay/{first}", *tables)
+    assert listed(store) == [("not_json", 2), ("unknown_format", 3), ("unknown_format", 4)]
+    status = collect_status(store)
+    assert (status["lost_batches"], status["unfinished_batches"]) == (1, 0)
+
+    after = [*before, (first, 3, "snake")]
+    for _ in range(2):
         replay(store, newer)
-    assert [row[1] for row in rows(store)] == ["3", "2"], "the others are replayed"
-    assert replay(store, NEW) == (1, 1)
-    assert [row[0] for row in rows(store)] == ["parrot", "parrot", "snake"]
+        assert lines(store) == after
+        assert listed(store) == [("not_json", 2)]
+        status = collect_status(store)
+        assert (status["lost_batches"], status["unfinished_batches"]) == (0, 0)
+
+
+def test_a_batch_and_its_replay_of_which_nothing_is_left_come_back(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    land(store, path, TEXT)
+    assert replay(store) == (2, 2)
+    before = lines(store), listed(store)
+    for source in ("/%", "replay/%"):
+        lose(store, source, "raw_traces", "raw_rejects")
+    land(store, path, TEXT, NEW)
+    assert (lines(store), listed(store)) == before
+    assert replay(store) == (0, 2)
+
+
+@pytest.mark.parametrize("lost", ["replay/{}", "replay/%"])
+def test_replays_in_a_row_that_are_lost_come_back(store: Store, tmp_path: Path, lost: str) -> None:
+    """Of two the first, or both: a third is made in its place."""
+    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    land(store, tmp_path / "a.ndjson", '{"squawk":1}\nx\n{"hiss":2}\n')
+    first = batch_of(store, "/")
+    assert replay(store) == (1, 2)
+    assert replay(store, newer) == (1, 1)
+    before = [(first, 0, "parrot"), (first, 2, "snake")]
+    assert lines(store) == before
+    lose(store, lost.format(first), "raw_traces", "raw_rejects")
+    replay(store, newer)
+    assert lines(store) == before
+    assert listed(store) == [("not_json", 2)]
+    assert count_open(store) == sum(collect_status(store)["rejected_by_reason"].values()) == 1
+
+
+def test_rejects_of_a_lost_replay_are_listed_where_their_origin_has_them_no_more(
+    store: Store, tmp_path: Path
+) -> None:
+    """Retention took those of the batch that they first came with, which is older."""
+    land(store, tmp_path / "a.ndjson", '{"squawk":1}\nx\n{"hiss":2}\n')
+    assert replay(store) == (1, 2)
+    first = batch_of(store, "/")
+    lose(store, f"replay/{first}", "raw_traces")
+    assert len(listed(store)) == 3
+    store.command(
+        f"alter table {store.table('raw_rejects')} delete where batch_id = {{first:String}}"
+        " settings mutations_sync = 2",
+        {"first": first},
+    )
+    assert listed(store) == [("not_json", 2), ("unknown_format", 3)]
+    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    assert replay(store, newer) == (1, 1)
+    assert lines(store) == [(first, 2, "snake")]
 
 
 @pytest.fixture
-def retired(store: Store) -> Iterator[str]:
-    """Give the table of what was erased, as far as a replay asks for it."""
+def retired(store: Store) -> Iterator[Callable[[str, str, int], None]]:
+    """Let a place be erased, as far as a replay asks for it."""
     table = store.table("retired_batches")
-    columns = "batch_id String, reason String, positions Array(UInt32)"
-    store.command(f"create table {table} ({columns}) engine = MergeTree order by batch_id")
-    yield table
+    store.command(
+        f"create table {table} (batch_id String, raw_table String, reason String,"
+        " positions Array(UInt32), retired_at DateTime64(3)) engine = MergeTree order by batch_id"
+    )
+
+    def erase(raw_table: str, batch_id: str, position: int) -> None:
+        place = {"batch_id": batch_id, "raw_table": raw_table, "position": position}
+        store.command(
+            f"insert into {table} select {{batch_id:String}}, {{raw_table:String}}, 'erasure',"
+            " [{position:UInt32}], now64(3)",
+            place,
+        )
+        store.command(
+            f"alter table {store.table(raw_table)} delete where batch_id = {{batch_id:String}}"
+            " and position = {position:UInt32} settings mutations_sync = 2",
+            place,
+        )
+
+    yield erase
     store.command(f"drop table {table} sync")
 
 
-def test_a_lost_replay_of_which_a_line_was_erased_says_so(
-    store: Store, tmp_path: Path, retired: str
+def test_a_lost_replay_is_made_again_without_what_was_erased(
+    store: Store, tmp_path: Path, retired: Callable[[str, str, int], None]
 ) -> None:
     land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"squawk":2}\nx\n')
     assert replay(store) == (2, 1)
     first = batch_of(store, "/")
+    retired("raw_traces", batch_of(store, "replay/"), 0)
+    retired("raw_rejects", first, 0)
     lose(store, f"replay/{first}", "raw_traces")
-    store.command(
-        f"insert into {retired} values ({{first:String}}, 'erasure', [0])", {"first": first}
-    )
-    land(store, tmp_path / "b.ndjson", '{"squawk":3}\n')
-    for _ in range(2):
-        with pytest.raises(SourceError, match=r"lines of it were erased.*with a backup only"):
-            replay(store)
-    assert [row[1] for row in rows(store)] == ["3"], "the others are replayed"
+    assert replay(store) == (1, 1)
+    assert lines(store) == [(first, 1, "parrot")]
+
+
+def test_rejects_of_a_lost_batch_are_replayed_though_one_was_erased(
+    store: Store, tmp_path: Path, retired: Callable[[str, str, int], None]
+) -> None:
+    land(store, tmp_path / "a.ndjson", '{"request_json":1}\n{"squawk":1}\n{"squawk":2}\nx\n')
+    first = batch_of(store, "/")
+    retired("raw_rejects", first, 1)
+    retired("raw_traces", first, 0)
+    lose(store, "/%", "raw_rejects", where="position = 3")
+    assert replay(store) == (0, 1), "one is lost, and a row that was erased stands for none"
+    land(store, tmp_path / "a.ndjson", (tmp_path / "a.ndjson").read_text())
+    lose(store, "/%", "raw_traces")
+    retired("raw_rejects", first, 1)
+    assert replay(store) == (1, 1)
+    assert lines(store) == [(first, 2, "parrot")]
 
 
 @pytest.mark.parametrize(

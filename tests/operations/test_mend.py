@@ -226,6 +226,35 @@ def test_what_was_built_of_a_batch_that_is_lost_is_charged(
     assert len(costs) == 3
 
 
+def test_a_line_is_one_trace_whether_it_landed_or_was_replayed(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """A lost batch lands again by other limits, is killed, and then its rejects are replayed."""
+    embedded.loader("prices")
+    path = tmp_path / "a.ndjson"
+    write(path, [record(1), record(2, id=None, step_id="x" * 2000)])
+    limit = "TOKENLEDGER_MAX_RECORD_BYTES"
+    embedded.env[limit] = "2000"
+    embedded.loader(str(path), expect=1)
+    del embedded.env[limit]
+    embedded.dbt("run", *PLAIN)
+    embedded.query("alter table raw_traces delete where true settings mutations_sync = 2")
+    operation(embedded, "mend")
+    embedded.loader("rejects", "--replay")
+    embedded.query(
+        "insert into raw_traces select left(batch_id, 32) as batch_id, * except (batch_id)"
+        " from raw_traces where position = 1"
+    )
+    for _ in range(2):
+        embedded.dbt("run", *PLAIN)
+        costs, stored = costs_and_traces(embedded)
+        assert costs == stored
+        assert len(costs) == 2
+        assert embedded.value("select count() from int_batches__pending") == 0
+        embedded.loader(str(path), expect=None)
+    assert embedded.value("select count() from trace_conflicts") == 0
+
+
 def test_where_a_ledger_is_damaged_nothing_is_forgotten_by_itself(
     embedded: Project, tmp_path: Path
 ) -> None:

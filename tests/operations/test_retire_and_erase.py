@@ -389,6 +389,24 @@ def test_a_trace_takes_the_beginning_of_its_line_that_was_landed_before(
     assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
 
 
+def test_a_trace_of_a_lost_batch_takes_the_beginning_of_its_line_too(
+    embedded: Project, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    line = json.dumps({"request_json": "private"} | record(2, org_id="gone"))
+    path.write_text(line[:30])
+    embedded.loader(str(path), expect=1)
+    path.write_text(line + "\n")
+    embedded.loader(str(path))
+    embedded.dbt("run", *PLAIN)
+    embedded.query("alter table raw_traces delete where true settings mutations_sync = 2")
+    assert str(path) in operation(embedded, "mend")
+    beginning = embedded.query("select * from raw_rejects")
+    assert len(beginning) == 1
+    operation(embedded, "erase", "{organization: gone}")
+    assert embedded.value("select count() from raw_rejects") == 0
+
+
 def test_a_replayed_trace_takes_the_reject_that_it_was(embedded: Project, tmp_path: Path) -> None:
     """Only a subscription knows the customer: nothing in the line names whom to erase."""
     accounts = tmp_path / "accounts.csv"
@@ -430,6 +448,65 @@ def test_a_replayed_trace_takes_the_reject_that_it_was(embedded: Project, tmp_pa
     embedded.dbt("run", *PLAIN)
     ids = embedded.query("select id from llm_traces order by id")
     assert [int(row["id"]) for row in ids] == [2, 5, 8, 11]
+
+
+def test_others_keep_their_rejects_where_those_of_a_replay_are_lost(
+    embedded: Project, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    records = [record(1, org_id="gone", id="gone", step_id="x" * 2000)]
+    path.write_text(
+        "".join(json.dumps(each) + "\n" for each in records) + '{"org_id":"other"\n' * 2
+    )
+    limit = "TOKENLEDGER_MAX_RECORD_BYTES"
+    embedded.env[limit] = "2000"
+    embedded.loader(str(path), expect=1)
+    del embedded.env[limit]
+    embedded.loader("rejects", "--replay", expect=1)
+    embedded.dbt("run", *PLAIN)
+    is_replay = "batch_id in (select batch_id from raw_batches where source like 'replay/%')"
+    embedded.query(
+        f"alter table raw_rejects delete where {is_replay} settings mutations_sync = 2,"
+        " allow_nondeterministic_mutations = 1"
+    )
+    assert "replay/" in operation(embedded, "mend")
+    operation(embedded, "erase", "{organization: gone}")
+    lines = embedded.query("select line from raw_rejects order by line")
+    assert lines == [{"line": 2}, {"line": 3}]
+    # What was lost is made again without it, or stays with its origin, and is listed once.
+    embedded.loader("rejects", "--replay", expect=1)
+    assert len(embedded.loader("rejects").stdout.splitlines()) == 2
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value("select count() from llm_traces") == 0
+    assert embedded.value("select count() from raw_traces") == 0
+
+
+def test_a_replayed_line_that_was_erased_does_not_come_back_with_its_first_batch(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Whose rejects were lost when the trace was erased, and which was landed again then."""
+    path = tmp_path / "a.ndjson"
+    write(path, [record(3), record(1, id=None, step_id="x" * 2000), record(2, step_id="x" * 2000)])
+    limit = "TOKENLEDGER_MAX_RECORD_BYTES"
+    embedded.env[limit] = "2000"
+    embedded.loader(str(path), expect=1)
+    embedded.loader("rejects", "--replay", expect=1)
+    del embedded.env[limit]
+    embedded.loader("rejects", "--replay")
+    embedded.dbt("run", *PLAIN)
+    embedded.query("alter table raw_rejects delete where true settings mutations_sync = 2")
+    assert str(path) in operation(embedded, "mend")
+    operation(embedded, "erase", "{organization: org-1}")
+    embedded.env[limit] = "2000"
+    embedded.loader(str(path), expect=1)
+    del embedded.env[limit]
+    embedded.loader("rejects", "--replay", expect=None)
+    left = [{"id": "000002"}, {"id": "000003"}]
+    assert embedded.query("select id from llm_traces_live order by id") == left
+    embedded.dbt("run", *PLAIN)
+    assert embedded.query("select id from llm_traces order by id") == left
+    assert embedded.value("select uniqExact(line) from raw_rejects where line = 2") == 0
+    assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
 
 
 @pytest.mark.parametrize("then", ["run", "replay", "erase"])
@@ -587,6 +664,17 @@ def test_a_rebuild_is_refused_where_raw_rows_are_lost(embedded: Project, tmp_pat
     embedded.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
     embedded.dbt("build")
     assert embedded.value("select count() from llm_traces") == 6
+
+
+def test_a_rebuild_takes_the_rows_of_a_batch_that_lost_others(
+    embedded: Project, tmp_path: Path
+) -> None:
+    land(embedded, tmp_path / "a.ndjson", traces(1, 4), broken=1)
+    embedded.dbt("run")
+    embedded.query("alter table raw_rejects delete where true settings mutations_sync = 2")
+    operation(embedded, "mend")
+    embedded.dbt("run", "--full-refresh", "--vars", "rebuild_llm_traces: true")
+    assert embedded.value("select count() from llm_traces") == 4 - 1
 
 
 def test_costs_follow_traces_whose_raw_rows_are_retired(embedded: Project, tmp_path: Path) -> None:
