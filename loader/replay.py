@@ -39,7 +39,7 @@ from loader.store import RAW_TABLES, Store
 
 __all__ = ["LINE", "closed_batches", "is_open", "lost_batches", "replay_rejects"]
 
-# What names a line, of which more than one replay may have a reject where one of them was lost.
+# What names a line, of which more than one batch may have a reject where a replay was lost.
 LINE = "substring(batch_id, 1, 32), position"
 
 # What framing decides. Other reasons say that the bytes are not those that were sent: a damaged
@@ -89,44 +89,32 @@ def lost_batches(store: Store) -> str:
 def is_open(store: Store) -> str:
     """Write the condition on a reject that is to be seen to: not erased, and in an open batch.
 
-    Of a batch that is lost (the operation `mend`) rejects may be left. Those of a replay are told
-    of where its origin, which is open again, has them no more.
+    Of a batch that is lost (the operation `mend`) rejects may be left; of a replay that is, its
+    origin, which is open again, may have the same lines.
     """
     return (
         f"batch_id in (select batch_id from {store.table('raw_batches')} union all"
         f" select batch_id from ({lost_batches(store)}))"
         f" and batch_id not in ({closed_batches(store)})"
         f" and (batch_id, position) not in ({_erased_places(store)})"
-        f" and (batch_id, position) not in ({_at_their_origin(store)})"
-    )
-
-
-def _at_their_origin(store: Store) -> str:
-    """Write the select of what a lost replay has for rejects that its origin has too."""
-    replays = (
-        f"select batch_id, {_ORIGIN} as origin from ({lost_batches(store)}) where {_IS_REPLAY}"
-    )
-    return (
-        f"select replays.batch_id as batch_id, rejects.position as position from ({replays})"
-        f" as replays inner join {store.table('raw_rejects')} as rejects"
-        " on replays.origin = rejects.batch_id"
-        f" where rejects.batch_id in (select origin from ({replays}))"
     )
 
 
 def _is_whole(store: Store) -> str:
-    """Write the condition that no reject of a batch is lost: a replay settles all of them."""
+    """Write the condition that a batch is to be replayed: all its rejects, which are settled then.
+
+    Of a batch that is lost none may be missing, and of a replay that is, none be at its origin.
+    """
+    rejects, lost = store.table("raw_rejects"), lost_batches(store)
     held = (
-        f"select batch_id, position from {store.table('raw_rejects')}"
-        f" union all {_erased_places(store, 'raw_rejects')}"
+        f"select batch_id, position from {rejects} union all {_erased_places(store, 'raw_rejects')}"
     )
     return (
-        f"(batch_id in (select batch_id from {store.table('raw_batches')})"
-        f" or batch_id in (select batch_id from ({lost_batches(store)})"
-        f" where (batch_id, rejects) in (select batch_id, toUInt32(uniqExact(position))"
-        f" from ({held}) where batch_id in (select batch_id from ({lost_batches(store)}))"
-        " group by batch_id)))"
-        f" and batch_id not in (select batch_id from ({_at_their_origin(store)}))"
+        f"(batch_id in (select batch_id from {store.table('raw_batches')}) or batch_id in"
+        f" (select batch_id from ({lost}) where (batch_id, rejects) in"
+        f" (select batch_id, toUInt32(uniqExact(position)) from ({held})"
+        f" where batch_id in (select batch_id from ({lost})) group by batch_id)"
+        f" and {_ORIGIN} not in (select batch_id from {rejects})))"
     )
 
 

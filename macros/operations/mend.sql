@@ -35,16 +35,14 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     )) }}
 {%- endmacro -%}
 
-{#- on-run-start: a batch that is lost is looked at again, and then counts 0 rows; and again when it has
-    landed: what was built of it may be lost as well, or be of what was left of it. -#}
+{#- on-run-start: a batch that was lost, and has 0 rows where it was built of what was left of it, has landed
+    again: it is looked at again, as what was built of it may be lost as well. -#}
 {%- macro reopen_what_came_again() -%}
     {%- if execute and flags.WHICH != 'test' -%}
-        {%- set landed = 'select batch_id from ' ~ source('raw', 'raw_batches') ~ ' where ' -%}
-        {%- set lost = 'select batch_id from ' ~ source('raw', 'raw_lost_batches') -%}
-        {%- set done = ' (select batch_id from ' ~ target.schema ~ '.transformed_batches where `rows` ' -%}
+        {%- set without_rows = 'select batch_id from ' ~ target.schema ~ '.transformed_batches where `rows` = 0' -%}
         {%- do _reopen(
-            'batch_id in' ~ done ~ '= 0) and batch_id in (' ~ landed ~ '`rows` > 0 and batch_id in' ~ done ~ '= 0))'
-            ~ ' or batch_id in' ~ done ~ '> 0) and batch_id in (' ~ lost ~ ' where batch_id not in (' ~ landed ~ 'batch_id in (' ~ lost ~ ')))'
+            'batch_id in (' ~ without_rows ~ ') and batch_id in (select batch_id from ' ~ source('raw', 'raw_batches')
+            ~ ' where `rows` > 0 and batch_id in (' ~ without_rows ~ '))'
         ) -%}
     {%- endif -%}
 {%- endmacro -%}
@@ -164,6 +162,9 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {%- do _mend_what_was_built(llm_traces, short, 'trace_conflicts' in damaged, dry_run) -%}
     {%- endif -%}
     {%- if not dry_run -%}
+        {#- Before they leave the ledger: what lands again before a run is to be looked at too. -#}
+        {%- do _reopen('batch_id in (' ~ short ~ ' union distinct select batch_id from ' ~ source('raw', 'raw_lost_batches')
+            ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ '))') -%}
         {%- if sources.rows | length > 0 -%}
             {#- Where they were cut: cut otherwise, their records would be others, and some of them twice. -#}
             {%- do run_query(
@@ -172,12 +173,10 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
                 ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC')"
                 ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short ~ ')'
             ) -%}
-            {%- do _reopen('batch_id in (' ~ short ~ ')') -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short ~ ')'
             ) -%}
         {%- endif -%}
-        {%- do reopen_what_came_again() -%}
         {%- for row in broken.rows -%}
             {%- do run_query(
                 'alter table ' ~ target.schema ~ '.`' ~ row[0] ~ "` drop detached part '" ~ row[1] ~ "' settings allow_drop_detached = 1"

@@ -371,6 +371,9 @@ def test_a_replay_that_was_lost_is_made_again_by_what_there_is_now(
     for _ in range(2):
         replay(store, newer)
         assert lines(store) == after
+        assert len(rows(store)) == len(after), (
+            "what is left of the lost one is not replayed besides"
+        )
         assert listed(store) == [("not_json", 2)]
         status = collect_status(store)
         assert (status["lost_batches"], status["unfinished_batches"]) == (0, 0)
