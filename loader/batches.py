@@ -21,6 +21,7 @@ from loader.redaction import REDACTED, is_withheld, load_redactor
 from loader.rowbinary import (
     encode_milliseconds,
     encode_string,
+    encode_strings,
     encode_uint32,
     encode_uint64,
     varint,
@@ -30,6 +31,7 @@ from loader.sources import Source, Stream
 
 __all__ = [
     "REJECT_COLUMNS",
+    "REPLAYED",
     "REPLAY_PREFIX",
     "TRACE_COLUMNS",
     "Batch",
@@ -67,6 +69,8 @@ REJECT_COLUMNS = (
 
 # What a batch that takes the place of another's rejects has for a source, before the other's id.
 REPLAY_PREFIX = "replay/"
+# What a record is rejected for that is landed again with its batch, and stands in a replay since.
+REPLAYED = "replayed"
 # A rejected line is kept whole up to this size (or the record limit, if that is larger). Of a
 # longer one the head is kept, with its length and hash.
 KEPT_WHOLE_BYTES = 128 * MEBIBYTE
@@ -130,6 +134,8 @@ class Batch:
         The places of the rejected ones.
     by_rules : bool
         Whether rules of redaction were asked, so that other rows of these lines may hold more.
+    continues : sequence of str
+        The batches that hold the beginning of its first line, which had no end yet.
     """
 
     batch_id: str
@@ -148,6 +154,7 @@ class Batch:
     repaired: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     by_rules: bool = False
+    continues: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,8 @@ class LedgerEntry:
         '' of a rest: the part of a lost batch behind what was landed of it since, cut otherwise.
     is_lost : bool
         Its rows were lost: it is no longer in the ledger, and to be landed again as it was cut.
+    continues : sequence of str
+        See `Batch`.
     rejected : frozenset of int, optional
         Of a lost batch that was replayed since: the positions of its rejects, as far as they are
         kept, which are to stay rejects. None of others.
@@ -172,6 +181,7 @@ class LedgerEntry:
     rows: int
     rejects: int
     is_lost: bool
+    continues: Sequence[str] = ()
     rejected: frozenset[int] | None = None
 
 
@@ -185,6 +195,8 @@ class Chain:
         Where the first byte that is not covered stands.
     entries : list of LedgerEntry
         The batches that cover what is before it.
+    begun : list of str
+        Those that hold the beginning of the line there, which had no end when they were landed.
     stream : Stream
         The file, opened at `offset`.
     """
@@ -192,6 +204,7 @@ class Chain:
     offset: int
     line: int
     entries: list[LedgerEntry]
+    begun: list[str]
     stream: Stream
 
 
@@ -494,7 +507,7 @@ def encode_batch(
     rows = without_id = repaired = lines = 0
     offset, line_number = cut.start, cut.first_line
     formats = {entry.name: encode_string(entry.name.encode()) for entry in framer.formats}
-    tail = _repairs(()) + landed_at
+    tail = encode_strings(()) + landed_at
     append = traces.append
     last = len(cut.lines) - 1
     redactor = load_redactor(settings.redaction)
@@ -508,8 +521,6 @@ def encode_batch(
         kept, is_redacted = (line, False) if redactor is None else redactor.redact(line)
         if cut.full_length or len(line) > settings.max_record_bytes:
             framed: Record | Rejection = _too_large(cut, line, settings)
-        elif position in kept_out:
-            framed = _REPLAYED
         else:
             # What the spool refused says so by its type, which a copy has not.
             framed = framer.frame(kept if type(line) is bytes else line)
@@ -517,6 +528,8 @@ def encode_batch(
                 # Of no record is the reason taken from what is not stored.
                 came_as = framer.frame(line)
                 framed = came_as if isinstance(came_as, Rejection) else framed
+            if position in kept_out and isinstance(framed, Record):
+                framed = _REPLAYED
         if isinstance(framed, Rejection):
             if index == last and not cut.is_terminated and _may_go_on(framed.reason, line):
                 framed = _UNFINISHED
@@ -544,7 +557,7 @@ def encode_batch(
             append(varint(len(envelope)))
             append(envelope)
             repairs = (*framed.repairs, REDACTED) if is_redacted else framed.repairs
-            append(_repairs(repairs) + landed_at if repairs else tail)
+            append(encode_strings(repairs) + landed_at if repairs else tail)
             repaired += bool(repairs)
             rows += 1
             without_id += not framed.has_id
@@ -610,7 +623,7 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
                 (start for start in within if _is_there(source, by_start[start], settings)),
                 _NOWHERE,
             )
-            found, matched_until = _match(stream, source.name, offset, candidates, next_held)
+            found, matched_until, begun = _match(stream, source.name, offset, candidates, next_held)
             lost_until = max(lost_until, matched_until)
             if found is not None:
                 chain.append(found.entry)
@@ -636,7 +649,7 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
     except BaseException:
         stream.close()
         raise
-    return Chain(offset, line, chain, stream)
+    return Chain(offset, line, chain, begun, stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -649,29 +662,34 @@ class _Match:
 
 def _match(
     stream: Stream, source: str, start: int, candidates: list[LedgerEntry], next_held: int
-) -> tuple[_Match | None, int]:
+) -> tuple[_Match | None, int, list[str]]:
     """Find the longest of the batches beginning here whose bytes are the stream's.
 
     One of the ledger goes before a lost one, whose bytes it may have taken over; a lost one that
-    reaches beyond where the ledger's next begins is none. How far the longest of all goes is said
-    beside it. The stream is read on; it stands behind the longest candidate, or at its end, or
-    where it broke.
+    reaches beyond where the ledger's next begins is none. Beside it are said how far the longest of
+    all goes, and which of them end in a line that goes on now. The stream is read on; it stands
+    behind the longest candidate, or at its end, or where it broke.
     """
     hash_ = new_hash(source, start)
     newlines = 0
     last = b""
     found: _Match | None = None
     matched_until = start
+    begun: list[str] = []
     for entry in sorted(candidates, key=lambda candidate: candidate.end):
         try:
             while stream.offset < entry.end:
                 chunk = stream.read(entry.end - stream.offset)
                 if not chunk:
-                    return found, matched_until
+                    return found, matched_until, begun
                 hash_.update(chunk)
                 newlines += chunk.count(b"\n")
                 last = chunk[-1:]
-            if batch_id_of(hash_) == entry.batch_id and _is_settled(entry, last, stream):
+            if batch_id_of(hash_) != entry.batch_id:
+                continue
+            if not _is_settled(entry, last, stream):
+                begun.append(entry.batch_id)
+            else:
                 matched_until = entry.end
                 if not entry.is_lost or (
                     entry.end <= next_held and (found is None or found.entry.is_lost)
@@ -679,8 +697,8 @@ def _match(
                     found = _Match(entry, newlines)
         except SourceError:
             # A broken stream ends the chain; it is met again, and reported, while cutting.
-            return found, matched_until
-    return found, matched_until
+            return found, matched_until, begun
+    return found, matched_until, begun
 
 
 def _is_settled(entry: LedgerEntry, last: bytes, stream: Stream) -> bool:
@@ -748,7 +766,7 @@ _UNFINISHED = Rejection(
 )
 
 
-_REPLAYED = Rejection("replayed", "rejected when it was first landed, and replayed since")
+_REPLAYED = Rejection(REPLAYED, "rejected when it was first landed, and replayed since")
 
 
 def _may_go_on(reason: str, line: bytes) -> bool:
@@ -769,10 +787,6 @@ def _too_large(cut: Cut, line: bytes, settings: Settings) -> Rejection:
     if cut.full_length:
         detail += f"; the first {len(line)} are kept; sha256 of all {cut.full_hash}"
     return Rejection("too_large", detail)
-
-
-def _repairs(repairs: Sequence[str]) -> bytes:
-    return varint(len(repairs)) + b"".join(encode_string(repair.encode()) for repair in repairs)
 
 
 def _hash_line(hash_: hashlib._Hash, line: bytes, is_terminated: bool) -> int:

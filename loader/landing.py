@@ -41,6 +41,7 @@ from loader.formats import Framer
 from loader.rowbinary import (
     encode_milliseconds,
     encode_string,
+    encode_strings,
     encode_uint32,
     encode_uint64,
 )
@@ -79,6 +80,7 @@ _LEDGER_COLUMNS = (
     "bytes",
     "loader_version",
     "landed_at",
+    "continues",
 )
 
 
@@ -401,9 +403,10 @@ def _read(
 ) -> Iterator[LedgerEntry | Batch]:
     """Give what the ledger covers already, then each new batch; of a stream, all batches."""
     lost = {entry.batch_id: entry for entry in entries if entry.is_lost}
+    begun: list[str] = []
     if source.is_file:
         chain = follow_chain(source, entries, settings)
-        stream, line = chain.stream, chain.line
+        stream, line, begun = chain.stream, chain.line, chain.begun
         for entry in chain.entries:
             if entry.is_lost:
                 for cut in cut_again(source, entry, settings):
@@ -414,7 +417,9 @@ def _read(
         stream, line = source.open(settings), 1
     try:
         for cut in cut_stream(stream, source.name, settings, line, landed):
-            yield _encode(cut, lost.get(cut.batch_id), framer, settings)
+            batch = _encode(cut, lost.get(cut.batch_id), framer, settings)
+            yield replace(batch, continues=begun) if begun else batch
+            begun = []
     finally:
         stream.close()
 
@@ -424,11 +429,14 @@ def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settin
 
     Its rejects are closed: another one would be seen by nobody.
     """
-    if lost is None or lost.rejected is None:
+    if lost is None:
         return encode_batch(cut, framer, settings)
-    batch = encode_batch(cut, framer, settings, lost.rejected)
-    is_as_it_was = (batch.rows, batch.rejects) == (lost.rows, lost.rejects)
-    if is_as_it_was or batch.rejected_at <= lost.rejected:
+    kept_out = lost.rejected or frozenset()
+    batch = replace(encode_batch(cut, framer, settings, kept_out), continues=lost.continues)
+    if lost.rejected is None or batch.rejected_at <= lost.rejected:
+        return batch
+    is_known = len(lost.rejected) >= lost.rejects
+    if not is_known and (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
         return batch
     raise SourceError(
         f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
@@ -442,15 +450,17 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
     """Give a file's batches, and of whatever source those that were lost."""
     batches, lost_batches = store.table("raw_batches"), store.table("raw_lost_batches")
     landed_sql = (
-        f"select {_ENTRY_COLUMNS}, false as is_lost from {batches} where source = {{source:String}}"
+        f"select {_ENTRY_COLUMNS}, false as is_lost, continues from {batches}"
+        " where source = {source:String}"
     )
     lost_sql = (
-        f"select {_ENTRY_COLUMNS}, true as is_lost from {lost_batches}"
+        f"select {_ENTRY_COLUMNS}, true as is_lost, continues from {lost_batches}"
         " where source = {source:String}"
         f" and batch_id not in (select batch_id from {batches} where source = {{source:String}})"
+        " order by lost_at desc limit 1 by batch_id"
     )
     rows = store.query(
-        f"{landed_sql} union all {lost_sql}" if source.is_file else lost_sql,
+        f"{landed_sql} union all ({lost_sql})" if source.is_file else lost_sql,
         {"source": source.name},
     )
     entries = [LedgerEntry(*row) for row in rows]
@@ -669,6 +679,7 @@ def _ledger_row(batch: Batch) -> bytes:
             encode_uint64(batch.end - batch.start),
             encode_string(__version__.encode()),
             encode_milliseconds(datetime.now(UTC)),
+            encode_strings(batch.continues),
         )
     )
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from loader.batches import REPLAY_PREFIX, Batch, Cut, batch_id_of, encode_batch, new_hash
+from loader.batches import REPLAY_PREFIX, REPLAYED, Batch, Cut, batch_id_of, encode_batch, new_hash
 from loader.formats import Buffer, Framer, Record
 from loader.landing import Summary, land_batch
 from loader.redaction import load_redactor
@@ -44,7 +44,10 @@ LINE = "substring(batch_id, 1, 32), position"
 
 # What framing decides. Other reasons say that the bytes are not those that were sent: a damaged
 # record may be JSON still, and yet not what somebody wrote.
-_REPLAYABLE = ("not_utf8", "not_json", "not_an_object", "too_deep", "unknown_format", "too_large")
+_REPLAYABLE = (
+    *("not_utf8", "not_json", "not_an_object", "too_deep", "unknown_format", "too_large"),
+    REPLAYED,
+)
 _HEAD_ONLY = " are kept"
 
 _ORIGIN = f"substring(source, {len(REPLAY_PREFIX) + 1})"
@@ -54,19 +57,13 @@ _IS_REPLAY = f"startsWith(source, '{REPLAY_PREFIX}')"
 def closed_batches(store: Store) -> str:
     """Write the select of batches whose rejects are settled.
 
-    They were replayed: what stayed rejected is a reject of the replay. Or they are the unfinished
-    last line of a file that went on: that line was landed again, whole.
+    They were replayed: what stayed rejected is a reject of the replay. Or they are the beginning of
+    a line that went on, and was landed again when it was whole.
     """
-    ledger, rejects = store.table("raw_batches"), store.table("raw_rejects")
+    ledger = store.table("raw_batches")
     return (
         f"select {_ORIGIN} as batch_id from {ledger} where {_IS_REPLAY}"
-        " union all"
-        f" select batch_id from {ledger} as begun"
-        " inner join (select source, start_offset, max(end_offset) as furthest"
-        f" from {ledger} where startsWith(source, '/') group by source, start_offset) as gone_on"
-        " on begun.source = gone_on.source and begun.start_offset = gone_on.start_offset"
-        " where begun.lines = 1 and begun.end_offset < gone_on.furthest"
-        f" and begun.batch_id in (select batch_id from {rejects} where reason = 'unfinished')"
+        f" union all select arrayJoin(continues) as batch_id from {ledger}"
     )
 
 
@@ -79,10 +76,11 @@ def lost_batches(store: Store) -> str:
         return "select '' as batch_id, '' as source, 0 as rejects where false"
     ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
     return (
-        f"select distinct batch_id, source, rejects from {lost}"
+        f"select batch_id, source, rejects from {lost}"
         f" where batch_id not in (select batch_id from {ledger}"
         f" where batch_id in (select batch_id from {lost}))"
         f" and source not in (select source from {ledger} where {_IS_REPLAY})"
+        " order by lost_at desc limit 1 by batch_id"
     )
 
 
@@ -103,18 +101,19 @@ def is_open(store: Store) -> str:
 def _is_whole(store: Store) -> str:
     """Write the condition that a batch is to be replayed: all its rejects, which are settled then.
 
-    Of a batch that is lost none may be missing, and of a replay that is, none be at its origin.
+    None may be missing, as the operation `mend` has not seen yet or seen already; and of a replay
+    that is lost none be at its origin.
     """
     rejects, lost = store.table("raw_rejects"), lost_batches(store)
     held = (
         f"select batch_id, position from {rejects} union all {_erased_places(store, 'raw_rejects')}"
     )
     return (
-        f"(batch_id in (select batch_id from {store.table('raw_batches')}) or batch_id in"
-        f" (select batch_id from ({lost}) where (batch_id, rejects) in"
-        f" (select batch_id, toUInt32(uniqExact(position)) from ({held})"
-        f" where batch_id in (select batch_id from ({lost})) group by batch_id)"
-        f" and {_ORIGIN} not in (select batch_id from {rejects})))"
+        f"batch_id in (select batch_id from (select batch_id, source, rejects"
+        f" from {store.table('raw_batches')} union all select batch_id, source, rejects"
+        f" from ({lost}) where {_ORIGIN} not in (select batch_id from {rejects}))"
+        " where (batch_id, rejects) in (select batch_id, toUInt32(uniqExact(position))"
+        f" from ({held}) group by batch_id))"
     )
 
 

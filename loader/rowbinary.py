@@ -6,9 +6,17 @@ change on the way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-__all__ = ["encode_milliseconds", "encode_string", "encode_uint32", "encode_uint64", "varint"]
+__all__ = [
+    "encode_milliseconds",
+    "encode_string",
+    "encode_strings",
+    "encode_uint32",
+    "encode_uint64",
+    "varint",
+]
 
 _SMALL = [bytes((value,)) for value in range(128)]
 
@@ -28,6 +36,11 @@ def varint(value: int) -> bytes:
 def encode_string(value: bytes) -> bytes:
     """Encode a String."""
     return varint(len(value)) + value
+
+
+def encode_strings(values: Sequence[str]) -> bytes:
+    """Encode an Array(String)."""
+    return varint(len(values)) + b"".join(encode_string(value.encode()) for value in values)
 
 
 def encode_uint32(value: int) -> bytes:

@@ -300,12 +300,12 @@ class Store:
         }
 
     def ensure_raw_tables(self) -> None:
-        """Make the raw tables (and the database) where they are missing."""
-        tables = (*RAW_TABLES, "raw_lost_batches")
-        self.ensure_tables("landing/raw_tables.sql", "raw_tables_ddl", tables)
+        """Make the raw tables (and the database) where they, or what was added, are missing."""
+        names = (*RAW_TABLES, "raw_batches.continues", "raw_lost_batches.continues")
+        self.ensure_tables("landing/raw_tables.sql", "raw_tables_ddl", names)
 
-    def ensure_tables(self, macro_file: str, macro: str, tables: Sequence[str]) -> None:
-        """Make tables from a DDL macro, if one of them is missing.
+    def ensure_tables(self, macro_file: str, macro: str, names: Sequence[str]) -> None:
+        """Make tables and columns from a DDL macro, if one of them is missing.
 
         Parameters
         ----------
@@ -313,10 +313,15 @@ class Store:
             Path under macros/.
         macro : str
             A macro of (database, cluster) that gives idempotent statements, separated by `;;`.
-        tables : sequence of str
-            The names it makes.
+        names : sequence of str
+            What it makes: tables, and what was added to them later as `table.column`.
         """
-        if set(tables) <= self.tables():
+        columns = self.query(
+            "select concat(table, '.', name) from system.columns where database = {database:String}"
+            " and concat(table, '.', name) in {names:Array(String)}",
+            {"database": self.database, "names": list(names)},
+        )
+        if set(names) <= self.tables() | {name for (name,) in columns}:
             return
         for statement in render_statements(macro_file, macro, self.database, self.settings.cluster):
             self.command(statement)

@@ -72,7 +72,8 @@ create table if not exists `{{ database }}`.raw_batches{{ on_cluster }}
     rejects UInt32 comment 'Lines in raw_rejects',
     bytes UInt64 comment 'Size in the (decompressed) source',
     loader_version LowCardinality(String) comment 'The version of the loader',
-    landed_at DateTime64(3, 'UTC') comment 'When it was complete'
+    landed_at DateTime64(3, 'UTC') comment 'When it was complete',
+    continues Array(String) comment 'Batches with the beginning of its first line, which had no end then'
 )
 engine = {{ engine }}
 order by (source, start_offset, batch_id)
@@ -87,9 +88,15 @@ create table if not exists `{{ database }}`.raw_lost_batches{{ on_cluster }}
     first_line UInt64 comment 'Line number of its first byte, from 1',
     rows UInt32 comment 'Records it had in raw_traces',
     rejects UInt32 comment 'Lines it had in raw_rejects',
-    lost_at DateTime64(3, 'UTC') comment 'When it was taken out of raw_batches'
+    lost_at DateTime64(3, 'UTC') comment 'When it was taken out of raw_batches',
+    continues Array(String) comment 'Batches with the beginning of its first line, which had no end then'
 )
 engine = {{ engine }}
 order by (source, start_offset, batch_id)
 settings {{ durable }}
+{%- for table in ["raw_batches", "raw_lost_batches"] %}
+;;
+alter table `{{ database }}`.{{ table }}{{ on_cluster }} add column if not exists continues Array(String)
+    comment 'Batches with the beginning of its first line, which had no end then'
+{%- endfor %}
 {% endmacro %}

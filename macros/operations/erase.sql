@@ -62,13 +62,15 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- for kind, column in columns.items() if kind in kwargs -%}
         {%- do conditions.append(column ~ ' = ' ~ sql_text(kwargs[kind])) -%}
     {%- endfor -%}
-    {%- set of_user = '(batch_id, position) in (select batch_id, position from ' ~ raw_traces
+    {#- By its line, which a replay that was lost and made again has in two batches. -#}
+    {%- set line = first_batch() ~ ', position' -%}
+    {%- set of_user = '(' ~ line ~ ') in (select ' ~ line ~ ' from ' ~ raw_traces
         ~ ' where JSONExtract(' ~ readable_json('envelope_json') ~ ", 'user_id', 'Nullable(String)') = " ~ sql_text(user) ~ ')' -%}
     {%- set place = 'id, batch_id, position' -%}
     {%- set listed = place ~ ', organization_id::String as organization_id, toDate32(created_at) as created_date' -%}
     {%- set owned = 'select ' ~ listed ~ ' from ' ~ arrivals ~ ' where '
         ~ (conditions + ([of_user] if user is not none else [])) | join(' and ') -%}
-    {%- set is_of_owned_arrival = '(' ~ place ~ ') in (select ' ~ place ~ ' from (' ~ owned ~ '))' -%}
+    {%- set is_of_owned_arrival = '(id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from (' ~ owned ~ '))' -%}
     {%- set is_owned = is_of_owned_arrival if user is not none
         else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')' -%}
     {%- set seeds = owned ~ ' union all select ' ~ listed ~ ' from ' ~ traces ~ ' where ' ~ is_owned -%}
@@ -105,9 +107,9 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- for value in kwargs.values() -%}
         {%- do needles.append(names_text('raw', value)) -%}
     {%- endfor -%}
-    {%- set owned_rejects = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ')
-        ~ ' or (' ~ first_batch() ~ ', position) in (select ' ~ first_batch() ~ ', position from ' ~ going ~ ')'
-        ~ ' or (batch_id, position) in (' ~ _begun_lines(going) ~ ')' -%}
+    {%- set by_content = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ') -%}
+    {%- set owned_rejects = by_content ~ ' or (' ~ line ~ ') in (select ' ~ line ~ ' from ' ~ going
+        ~ ') or (batch_id, position) in (' ~ _begun_lines(going) ~ ') or (batch_id, position) in (' ~ _begun_lines('(' ~ by_content ~ ')') ~ ')' -%}
 
     {%- set report = run_query(
         "select * from (select 'raw_traces' as `table`, count() as `rows` from " ~ raw_traces
@@ -128,10 +130,11 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
                 ~ 'Traces of these batches were not looked at: erase them by agent or customer.') -%}
         {%- endif -%}
     {%- endif -%}
-    {#- Lost and not mended yet, or mended and not landed again. -#}
+    {#- Lost and not mended yet, or mended and not landed, or made, again. -#}
     {%- set lost = run_query(
         'select uniqExact(batch_id) from (' ~ short_batches() ~ ' union distinct select batch_id from '
-        ~ source('raw', 'raw_lost_batches') ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ '))'
+        ~ source('raw', 'raw_lost_batches') ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches')
+        ~ ') and source not in (select source from ' ~ source('raw', 'raw_batches') ~ " where startsWith(source, 'replay/')))"
     ).rows[0][0] | int -%}
     {%- if lost > 0 -%}
         {%- do print('note: ' ~ lost ~ ' batches have lost raw rows, which may name more of what is to go and were not looked at. '
@@ -235,30 +238,19 @@ from matched
         )
 {%- endmacro -%}
 
-{#- The rejects that are the beginning of a line which became a trace that goes, or went: its file was
-    landed while the line was written, and again when it was whole. Both batches begin with it. -#}
+{#- The rejects that are the beginning of a line that goes: its file was landed while the line was written,
+    and again when it was whole. -#}
 {%- macro _begun_lines(going) -%}
-    {%- set batches -%}
-(
-    select batch_id, source, start_offset, end_offset, `rows` + rejects as lines from {{ source('raw', 'raw_batches') }}
-    union all
-    select batch_id, source, start_offset, end_offset, `rows` + rejects as lines from {{ source('raw', 'raw_lost_batches') }}
-)
-    {%- endset -%}
     select batch_id, position
     from {{ source('raw', 'raw_rejects') }}
-    where reason = 'unfinished' and startsWith(source, '/') and batch_id in (
-        select begun.batch_id
-        from {{ batches }} as begun
-        inner join {{ batches }} as whole
-            on begun.source = whole.source and begun.start_offset = whole.start_offset
-        where begun.lines = 1
-            and begun.end_offset < whole.end_offset
-            and whole.batch_id in (
-                select batch_id from {{ going }} where position = 0
-                union all
-                select batch_id from ({{ erased_positions() }}) where position = 0
-            )
+    where batch_id in (
+        select arrayJoin(continues)
+        from (
+            select batch_id, continues from {{ source('raw', 'raw_batches') }}
+            union all
+            select batch_id, continues from {{ source('raw', 'raw_lost_batches') }}
+        )
+        where batch_id in (select {{ first_batch() }} from {{ going }} where position = 0)
     )
 {%- endmacro -%}
 

@@ -58,22 +58,17 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {%- endfor -%}
 {%- endmacro -%}
 
-{#- pre_hook of llm_trace_costs: what comes again after a loss may be another arrival than the one that is
-    costed, or of another time, where that is the time of landing. Asked for while a batch that was
-    lost, or of which something was, has not come back and been costed. -#}
+{#- pre_hook of llm_trace_costs: what comes after a loss may be another arrival than the one that is costed,
+    or of another time, where that is the time of landing. The times bound what is read. -#}
 {%- macro drop_costs_of_other_arrivals() -%}
     {%- if execute and is_incremental() -%}
-        {%- set lost_batches = '(select batch_id, lost_at from ' ~ source('raw', 'raw_lost_batches') ~ ' union all select batch_id, mended_at from '
-            ~ source('operations', 'mended_batches') ~ ')' -%}
-        {%- set waiting = run_query(
-            'select count() from ' ~ lost_batches ~ ' as lost left join (select batch_id, max(costed_at) as last_costed_at from '
-            ~ this.incorporate(path={'identifier': 'costed_batches'}) ~ ' where batch_id in (select batch_id from ' ~ lost_batches
-            ~ ') group by batch_id) as costed on lost.batch_id = costed.batch_id where costed.last_costed_at <= lost.lost_at'
-        ).rows[0][0] | int -%}
-        {%- if waiting > 0 -%}
+        {%- set orphaned = source('operations', 'orphaned_costs') -%}
+        {%- set times = run_query('select count(), toString(min(first_created_at)), toString(max(last_created_at)) from ' ~ orphaned).rows[0] -%}
+        {%- if times[0] | int > 0 -%}
+            {%- set pending = ref('int_costs__pending') -%}
             {%- set place = 'id, batch_id, created_at' -%}
-            {%- set condition = 'id in (select id from ' ~ ref('int_costs__pending') ~ ') and (' ~ place ~ ') not in (select '
-                ~ place ~ ' from ' ~ ref('int_costs__pending') ~ ')' -%}
+            {%- set condition = 'batch_id in (select batch_id from ' ~ orphaned ~ ") and created_at between '" ~ times[1] ~ "' and '" ~ times[2]
+                ~ "' and id in (select id from " ~ pending ~ ') and (' ~ place ~ ') not in (select ' ~ place ~ ' from ' ~ pending ~ ')' -%}
             {%- if run_query('select count() from ' ~ this ~ ' where ' ~ condition).rows[0][0] | int > 0 -%}
                 {%- do run_and_wait('alter table ' ~ storage_of(this) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
             {%- endif -%}
@@ -107,7 +102,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {%- do damaged.append(row[0]) -%}
     {%- endfor -%}
     {#- What was landed, lost, erased and mended: each knows what no other table does. -#}
-    {%- set memories = ['raw_batches', 'raw_lost_batches', 'retired_batches', 'mended_batches'] -%}
+    {%- set memories = ['raw_batches', 'raw_lost_batches', 'retired_batches', 'orphaned_costs'] -%}
     {%- set forgotten = damaged | unique | select('in', memories) | join(', ') -%}
     {%- if forgotten and not forget -%}
         {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
@@ -169,8 +164,8 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
             {#- Where they were cut: cut otherwise, their records would be others, and some of them twice. -#}
             {%- do run_query(
                 'insert into ' ~ source('raw', 'raw_lost_batches')
-                ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at)'
-                ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC')"
+                ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at, continues)'
+                ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC'), continues"
                 ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short ~ ')'
             ) -%}
             {%- do run_and_wait(
@@ -212,6 +207,13 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {%- endif -%}
     {%- endfor -%}
 
+    {%- if not dry_run and load_relation(ref('llm_trace_costs')) is not none -%}
+        {%- do run_query(
+            'insert into ' ~ source('operations', 'orphaned_costs') ~ " select batch_id, min(created_at), max(created_at), now64(3, 'UTC') from "
+            ~ ref('llm_trace_costs') ~ ' where (id, batch_id, created_at) not in (select id, batch_id, created_at from ' ~ llm_traces ~ ') group by batch_id'
+        ) -%}
+    {%- endif -%}
+
     {#- Batches that were built, and are not whole any more in what was built of them. -#}
     {%- set unbuilt = 'select batch_id from ' ~ ref('int_traces__unioned') ~ ' where id not in (select id from ' ~ llm_traces ~ ')' -%}
     {%- set lost = [unbuilt] -%}
@@ -229,10 +231,6 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] -%}
         {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' batches to build again') -%}
         {%- if not dry_run and count | int > 0 -%}
-            {%- do run_query(
-                'insert into ' ~ source('operations', 'mended_batches') ~ " select distinct batch_id, now64(3, 'UTC') from "
-                ~ table.relation ~ ' where ' ~ condition
-            ) -%}
             {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
         {%- endif -%}
     {%- endfor -%}

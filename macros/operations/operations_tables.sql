@@ -3,7 +3,7 @@ What the operations (retire, erase, reparse, mend) remember, in tables of their 
 
 - retired_batches: which raw rows are gone on purpose. Written before anything is deleted, so that a
   count of what landed stays true whenever the operation is killed.
-- mended_batches:  what mend has a run build again, as other arrivals of an id may come of it.
+- orphaned_costs:  of which batches costs outlived their traces, as other arrivals of these may come.
 - erasures:        that something was erased, without saying what: a hash stands for the subject.
 - reparse_reports: what a reparse would change, as it was looked at before it was applied.
 #}
@@ -47,10 +47,12 @@ engine = {{ engine }}
 order by erased_at
 settings {{ durable() }}
 ;;
-create table if not exists `{{ database }}`.mended_batches{{ on_cluster }}
+create table if not exists `{{ database }}`.orphaned_costs{{ on_cluster }}
 (
-    batch_id String comment 'The batch',
-    mended_at DateTime64(3, 'UTC') comment 'When mend took it out of a ledger of what was built'
+    batch_id String comment 'The batch that the costs are of',
+    first_created_at DateTime64(6, 'UTC') comment 'The first created_at of these costs',
+    last_created_at DateTime64(6, 'UTC') comment 'The last one',
+    noted_at DateTime64(3, 'UTC') comment 'When mend saw that they have no trace'
 )
 engine = {{ engine }}
 order by batch_id

@@ -254,6 +254,32 @@ def test_an_unfinished_line_waits_for_its_file(store: Store, tmp_path: Path) -> 
     assert [row[:2] for row in rows(store)] == [("parrot", "1"), ("provider_trace", "1")]
 
 
+def test_what_another_file_of_that_name_began_with_stays_open(store: Store, tmp_path: Path) -> None:
+    """It is the only copy of a line whose writer died: the bytes say whether a line goes on."""
+    path = tmp_path / "a.ndjson"
+    land(store, path, '{"squawk":"torn')
+    path.unlink()
+    land(store, path, '{"squawk":"other"}\n')
+    assert listed(store) == [("unfinished", 1), ("unknown_format", 1)]
+
+
+def test_the_beginning_of_a_line_is_settled_whatever_it_was_rejected_for(
+    store: Store, tmp_path: Path
+) -> None:
+    """Landed in three pieces: the first is above the limit of then, the second is not."""
+    path = tmp_path / "a.ndjson"
+    text = '{"squawk":"' + "x" * 100 + '","id":"a"}\n'
+    for end, limit in ((50, 40), (80, 1000), (len(text), 1000)):
+        path.write_text(text[:end])
+        (source,), _ = find_sources([str(path)])
+        land_source(store, source, OLD, Settings(max_record_bytes=limit), Summary())
+    assert listed(store) == [("unknown_format", 1)]
+    lose(store, "/%", "raw_rejects", where="reason = 'unknown_format'")
+    assert [reason for reason, _ in listed(store)] == ["too_large", "unfinished"]
+    land(store, path, text)
+    assert listed(store) == [("unknown_format", 1)]
+
+
 def lose(store: Store, source: str, *tables: str, where: str = "true") -> None:
     """Let rows of such sources' batches be lost, and take note of it as the operation mend does."""
     ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
@@ -265,7 +291,7 @@ def lose(store: Store, source: str, *tables: str, where: str = "true") -> None:
             " allow_nondeterministic_mutations = 1",
             parameters,
         )
-    columns = "batch_id, source, start_offset, end_offset, first_line, `rows`, rejects"
+    columns = "batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, continues"
     store.command(
         f"insert into {lost} ({columns}, lost_at)"
         f" select {columns}, now64(3, 'UTC') from {ledger} where source like {{s:String}}",
@@ -428,6 +454,75 @@ def test_rejects_of_a_lost_replay_are_listed_where_their_origin_has_them_no_more
     newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
     assert replay(store, newer) == (1, 1)
     assert lines(store) == [(first, 2, "snake")]
+
+
+@pytest.mark.parametrize("first", ["land", "replay"])
+@pytest.mark.parametrize("redacts", [False, True])
+def test_what_is_lost_together_comes_back_in_any_order(
+    store: Store, tmp_path: Path, redacting: Settings, redacts: bool, first: str
+) -> None:
+    """Of a batch and its replay. Where records are redacted, rejects are written anew."""
+    settings = redacting if redacts else Settings()
+    path = tmp_path / "a.ndjson"
+    path.write_text(TEXT)
+    (source,), _ = find_sources([str(path)])
+    steps: dict[str, Callable[[], object]] = {
+        "land": lambda: land_source(store, source, NEW, settings, Summary()),
+        "replay": lambda: replay_rejects(store, NEW, settings),
+    }
+    land_source(store, source, OLD, settings, Summary())
+    steps["replay"]()
+    before = lines(store), listed(store)
+    for lost in ("/%", "replay/%"):
+        lose(store, lost, "raw_traces")
+    steps[first]()
+    for step in steps.values():
+        step()
+    assert (lines(store), listed(store)) == before
+
+
+def test_a_replay_that_is_lost_after_its_batch_came_back_is_made_again(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    land(store, path, TEXT)
+    replay(store)
+    before = lines(store), listed(store)
+    lose(store, "/%", "raw_rejects")
+    land(store, path, TEXT, NEW)
+    assert (lines(store), listed(store)) == before
+    lose(store, "replay/%", "raw_traces", "raw_rejects")
+    assert ("not_json", 3) in listed(store), "for what it is, and not for being replayed"
+    replay(store)
+    assert (lines(store), listed(store)) == before
+
+
+def test_a_batch_that_was_lost_twice_is_compared_with_what_it_was_last(
+    store: Store, tmp_path: Path
+) -> None:
+    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    path, text = tmp_path / "a.ndjson", '{"request_json":1}\n{"squawk":1}\n{"hiss":2}\nx\n'
+    land(store, path, text)
+    lose(store, "/%", "raw_traces", "raw_rejects")
+    land(store, path, text, NEW)
+    assert replay(store, newer) == (1, 1)
+    lose(store, "/%", "raw_traces", "raw_rejects")
+    with pytest.raises(SourceError, match="They were 2 rows and 2 rejects"):
+        land(store, path, text)
+    land(store, path, text, NEW)
+    assert len(lines(store)) == 3
+
+
+def test_rejects_that_are_lost_before_a_replay_come_back_open(store: Store, tmp_path: Path) -> None:
+    """Nobody has called the operation mend yet."""
+    path = tmp_path / "a.ndjson"
+    land(store, path, TEXT)
+    rejects = store.table("raw_rejects")
+    store.command(f"alter table {rejects} delete where line = 3 settings mutations_sync = 2")
+    assert replay(store) == (0, 3)
+    lose(store, "/%")
+    land(store, path, TEXT)
+    assert replay(store) == (2, 2)
 
 
 @pytest.fixture

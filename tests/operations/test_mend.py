@@ -360,6 +360,66 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize("organization", ["first", "other"])
+def test_what_comes_from_elsewhere_after_a_run_is_charged_once(
+    embedded: Project, tmp_path: Path, organization: str
+) -> None:
+    """A schedule goes on while a batch is lost; its records are sent again in another file."""
+    embedded.loader("prices")
+    sent = record(1, org_id="first", created_at=None)
+    path = write(tmp_path / "a.ndjson", [sent])
+    embedded.loader(str(path))
+    embedded.dbt("run", *PLAIN)
+    lose(embedded, path)
+    for number in (2, 3):  # the run of something else, and of what comes again
+        embedded.dbt("run", *PLAIN)
+        assert embedded.value("select count() from llm_trace_costs where id = '000001'") == 1
+        write(tmp_path / f"{number}.ndjson", [sent | {"org_id": organization}])
+        embedded.loader(str(tmp_path / f"{number}.ndjson"))
+    embedded.dbt("run", *PLAIN)
+    costs, stored = costs_and_traces(embedded)
+    assert costs == stored
+    assert [row["organization_id"] for row in stored] == [organization]
+
+
+def test_a_replay_that_is_made_again_after_a_run_is_charged_once(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """By other limits; and what a user is erased by stands in its raw rows alone."""
+    embedded.loader("prices")
+    sizes = {1: 0, 2: 2000, 3: 9000}
+    path = tmp_path / "a.ndjson"
+    write(
+        path,
+        [
+            record(number, created_at=None, user_id=f"user-{number}", step_id="x" * size)
+            for number, size in sizes.items()
+        ],
+    )
+    for limit, verb in (("1000", [str(path)]), ("5000", ["rejects", "--replay"])):
+        embedded.env["TOKENLEDGER_MAX_RECORD_BYTES"] = limit
+        embedded.loader(*verb, expect=1)
+    del embedded.env["TOKENLEDGER_MAX_RECORD_BYTES"]
+    embedded.dbt("run", *PLAIN)
+    for tables in (("raw_traces",), ("raw_traces", "llm_traces")):
+        for table in tables:
+            embedded.query(
+                f"alter table {table} delete where position(batch_id, '-') > 0"
+                " settings mutations_sync = 2"
+            )
+        assert "replay/" in operation(embedded, "mend")
+        embedded.dbt("run", *PLAIN)
+        embedded.loader("rejects", "--replay")
+        embedded.dbt("run", *PLAIN)
+        costs, stored = costs_and_traces(embedded)
+        assert costs == stored
+        assert len(costs) == len(sizes)
+    said = operation(embedded, "erase", "{user: user-2}")
+    assert "lost raw rows" not in said
+    ids = embedded.query("select id from llm_traces order by id")
+    assert [row["id"] for row in ids] == ["000001", "000003"]
+
+
 @pytest.mark.parametrize("day", ["2026-10-05", "2026-10-07"])
 def test_an_arrival_whose_loader_had_a_slow_clock_is_charged_instead(
     embedded: Project, tmp_path: Path, day: str

@@ -389,6 +389,48 @@ def test_a_trace_takes_the_beginning_of_its_line_that_was_landed_before(
     assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
 
 
+def test_the_beginning_of_a_line_goes_however_the_line_became_a_trace(
+    embedded: Project, tmp_path: Path
+) -> None:
+    limit = "TOKENLEDGER_MAX_RECORD_BYTES"
+    line = json.dumps(
+        {"request_json": "private"} | record(2, org_id="gone", step_id="x" * 200, user_id="u")
+    )
+    replayed, large = tmp_path / "replayed.ndjson", tmp_path / "large.ndjson"
+    for path, first_limit, then_limit in ((replayed, "1000", "100"), (large, "20", "1000")):
+        for text, size in ((line[:30], first_limit), (line + "\n", then_limit)):
+            path.write_text(text)
+            embedded.env[limit] = size
+            embedded.loader(str(path), expect=None)
+    del embedded.env[limit]
+    embedded.loader("rejects", "--replay", expect=None)
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value("select uniqExact(source) from raw_rejects where length(raw) = 30") == 2
+    operation(embedded, "erase", "{user: u}")
+    assert embedded.value("select count() from raw_rejects") == 0
+    assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
+
+
+def test_what_another_wrote_where_an_erased_line_stood_stays(
+    embedded: Project, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    torn = '{"org_id": "victim", "request_json": "only copy'
+    path.write_text(torn)
+    embedded.loader(str(path), expect=1)
+    for _ in range(2):
+        path.unlink()
+        write(path, [record(1, org_id="gone")])
+        embedded.loader(str(path))
+        embedded.dbt("run", *PLAIN)
+        operation(embedded, "erase", "{organization: gone}")
+        path.unlink()
+        path.write_text(torn)
+        embedded.loader(str(path), expect=None)
+        operation(embedded, "erase", "{organization: nobody}")
+        assert embedded.query("select raw from raw_rejects") == [{"raw": torn}]
+
+
 def test_a_trace_of_a_lost_batch_takes_the_beginning_of_its_line_too(
     embedded: Project, tmp_path: Path
 ) -> None:
