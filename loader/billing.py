@@ -23,7 +23,9 @@ from loader.documents import (
     add_file_arguments,
     aware,
     csv_rows,
+    object_of,
     read_text,
+    shown,
     utc_moment,
 )
 from loader.errors import SourceError
@@ -226,7 +228,7 @@ def _ndjson_records(name: str, text: str) -> Iterator[tuple[int, Mapping[str, An
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                record = json.loads(line)
+                record = json.loads(line, object_pairs_hook=object_of)
             except (ValueError, RecursionError) as error:
                 record = {"": f"no JSON: {error}"}
             yield number, record if isinstance(record, dict) else {"": "no JSON object"}
@@ -244,7 +246,7 @@ def _csv_records(name: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]
     missing = [column for column in _REQUIRED if column not in header]
     if wrong or missing or len(set(header)) < len(header):
         raise SourceError(
-            f"{name}:{rows[0][0]}: the header is {','.join(header)}; it needs "
+            f"{name}:{rows[0][0]}: the header is {','.join(map(shown, header))}; it needs "
             f"{', '.join(_REQUIRED)} and may have {', '.join(_OPTIONAL)}, each once. Nothing of "
             "it was landed."
         )
@@ -265,12 +267,12 @@ def _checked(record: Mapping[str, Any], line: int) -> Subscription:
     wrong = sorted(set(record) - {*_REQUIRED, *_OPTIONAL})
     if wrong:
         allowed = ", ".join(_REQUIRED + _OPTIONAL)
-        raise ValueError(f"unknown key {wrong[0]!r}: the keys are {allowed}")
+        raise ValueError(f"unknown key {shown(wrong[0])}: the keys are {allowed}")
     values = {name: _text(name, record.get(name)) for name in _REQUIRED + _OPTIONAL}
     organization_id, valid_from = values["organization_id"], values["valid_from"]
     if organization_id is None or valid_from is None:
         raise ValueError("organization_id and valid_from are both needed")
-    known_at = utc_moment(values["known_at"]) if values["known_at"] else None
+    known_at = _moment("known_at", values["known_at"]) if values["known_at"] else None
     if known_at is not None and known_at > datetime.now(UTC):
         raise ValueError(f"known_at {values['known_at']} lies in the future")
     return Subscription(
@@ -278,10 +280,17 @@ def _checked(record: Mapping[str, Any], line: int) -> Subscription:
         plan_type=values["plan_type"],
         cost_source=values["cost_source"],
         customer_id=values["customer_id"],
-        valid_from=utc_moment(valid_from),
+        valid_from=_moment("valid_from", valid_from),
         known_at=known_at,
         line=line,
     )
+
+
+def _moment(name: str, value: str) -> datetime:
+    try:
+        return utc_moment(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from None
 
 
 def _text(name: str, value: Any) -> str | None:

@@ -29,6 +29,7 @@ from loader.documents import (
     csv_rows,
     json_documents,
     read_text,
+    shown,
     utc_moment,
 )
 from loader.errors import SourceError
@@ -386,16 +387,19 @@ def _line(
         raise ValueError(f"{where}: no provider is named: add the column, or say --provider NAME")
     currency = texts.get("currency", "usd")
     if currency.lower() != "usd":
-        raise ValueError(f"{where}: the currency is {currency}: only USD can be compared")
+        raise ValueError(f"{where}: the currency is {shown(currency)}: only USD can be compared")
     for name in ("starts_at",) if is_empty else ("starts_at", "amount"):
         if not texts.get(name):
             raise ValueError(f"{where}: {bill.fields[name]} is missing")
+    name = "starts_at"
     try:
-        starts_at = utc_moment(texts["starts_at"])
-        ends_at = utc_moment(texts["ends_at"]) if texts.get("ends_at") else None
-        amount_usd = Decimal(0) if is_empty else _amount(texts["amount"], bill.divisor)
+        starts_at = utc_moment(texts[name])
+        name = "ends_at"
+        ends_at = utc_moment(texts[name]) if texts.get(name) else None
+        name = "amount"
+        amount_usd = Decimal(0) if is_empty else _amount(texts[name], bill.divisor)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {bill.fields[name]} is {error}") from None
     return BillLine(
         provider=owner,
         starts_at=starts_at,
@@ -413,9 +417,9 @@ def _amount(text: str, divisor: int) -> Decimal:
             value = Decimal(text) / divisor
             amount = value.quantize(_PLACES)
     except (InvalidOperation, ValueError):
-        raise ValueError(f"{text!r} is no amount: write it like 12.34") from None
+        raise ValueError("no amount: write it like 12.34") from None
     if not amount.is_finite() or len(amount.as_tuple().digits) > _DIGITS:
-        raise ValueError(f"{text!r} is no amount: write it like 12.34")
+        raise ValueError("no amount: write it like 12.34")
     return amount
 
 

@@ -11,7 +11,8 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Hashable, Iterable, Iterator
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -23,7 +24,7 @@ from loader.sources import Source
 __all__ = [
     *("MAX_BYTES", "JsonNumber", "Statements", "add_file_arguments"),
     *("as_json_value", "aware"),
-    *("csv_rows", "json_documents", "read_text", "utc_moment"),
+    *("csv_rows", "json_documents", "object_of", "read_text", "shown", "utc_moment"),
 ]
 
 MAX_BYTES = 256 * MEBIBYTE
@@ -170,7 +171,9 @@ def json_documents(text: str) -> Iterator[Any]:
     ValueError
         If the text is no JSON; the message says where.
     """
-    decoder = json.JSONDecoder(parse_float=JsonNumber, parse_int=JsonNumber)
+    decoder = json.JSONDecoder(
+        parse_float=JsonNumber, parse_int=JsonNumber, object_pairs_hook=object_of
+    )
     end = _skip_space(text, 0)
     while end < len(text):
         try:
@@ -182,6 +185,30 @@ def json_documents(text: str) -> Iterator[Any]:
             yield from document
         else:
             yield document
+
+
+def object_of(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its keys and values, for the `json` module.
+
+    Raises
+    ------
+    ValueError
+        If a key stands twice: who is charged would depend on the reader.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} stands twice")
+    return found
+
+
+def shown(name: str) -> str:
+    """Give a key, or a column's name, to be named in a message; anything longer may be a payload.
+
+    A file may be another than was meant.
+    """
+    return name if re.fullmatch("[a-z_]{1,20}", name) else "(not shown)"
 
 
 def utc_moment(value: str) -> datetime:
@@ -206,7 +233,7 @@ def utc_moment(value: str) -> datetime:
     except (ValueError, OverflowError):
         moment = datetime(1, 1, 1, tzinfo=UTC)
     if not 1970 <= moment.year < 2262:
-        raise ValueError(f"{value!r} is no time: write it like 2026-11-01T00:00:00Z")
+        raise ValueError("no time: write it like 2026-11-01T00:00:00Z")
     return moment
 
 

@@ -126,9 +126,13 @@ def test_of_two_files_that_name_one_time_the_one_that_landed_later_holds(
     [
         ('{"organization_id": "o"}', "both needed"),
         ('{"organization_id": "", "valid_from": "2026-10-01"}', "both needed"),
-        ('{"organization_id": "o", "valid_from": "soon"}', "'soon' is no time"),
+        (
+            '{"organization_id": "a", "valid_from": "2026-10-01", "organization_id": "b"}',
+            "the key organization_id stands twice",
+        ),
+        ('{"organization_id": "o", "valid_from": "soon"}', "valid_from is no time"),
         ('{"organization_id": "o", "valid_from": "2026-13-01"}', "is no time"),
-        ('{"organization_id": "o", "valid_from": "2026-10-01", "plan": "x"}', "unknown key 'plan'"),
+        ('{"organization_id": "o", "valid_from": "2026-10-01", "plan": "x"}', "unknown key plan:"),
         (
             '{"organization_id": "o", "valid_from": "2026-10-01", "known_at": "2199-01-01"}',
             "future",

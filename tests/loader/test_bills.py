@@ -99,10 +99,10 @@ def test_a_page_that_stands_twice_is_refused(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("date,amount_usd\n2026-10-18,1\n", "line 2: no provider is named"),
-        ("date,provider,amount_usd\n2026-10-18,p,1.2.3\n", "line 2: '1.2.3' is no amount"),
-        ("date,provider,amount_usd\n2026-10-18,p,NaN\n", "line 2: 'NaN' is no amount"),
-        ("date,provider,amount_usd\n2026-10-18,p,1e60\n", "line 2: '1e60' is no amount"),
-        ("date,provider,amount_usd\n18.10.2026,p,1\n", "line 2: '18.10.2026' is no time"),
+        ("date,provider,amount_usd\n2026-10-18,p,1.2.3\n", "line 2: amount_usd is no amount"),
+        ("date,provider,amount_usd\n2026-10-18,p,NaN\n", "line 2: amount_usd is no amount"),
+        ("date,provider,amount_usd\n2026-10-18,p,1e60\n", "line 2: amount_usd is no amount"),
+        ("date,provider,amount_usd\n18.10.2026,p,1\n", "line 2: date is no time"),
         ("date,provider,amount_usd\n2026-10-18,p\n", "line 2: 2 cells instead of 3"),
         ("date,provider,amount_usd,cost\n2026-10-18,p,1,1\n", "line 1: the columns may be"),
         ("a,b\n1,2\n", "line 1: no bill of a known format"),
@@ -112,6 +112,7 @@ def test_a_page_that_stands_twice_is_refused(tmp_path: Path) -> None:
         (page("null"), "page 1, data[0].results[0]: amount.value is missing"),
         (page("1").replace('"usd"', '"eur"'), "the currency is eur"),
         (page("1")[:-2], "Expecting"),
+        (page("1").replace('"usd"', '"usd", "value": 2'), "the key value stands twice"),
         ("[" * 100_000, "nested too deep"),
     ],
 )

@@ -98,6 +98,30 @@ def test_neither_payload_nor_password_is_said(project: Project, file: Path, tmp_
     assert PASSWORD not in text
 
 
+@pytest.mark.parametrize("verb", ["billing", "bills"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({PAYLOAD: 1}),
+        json.dumps({"organization_id": "o", "valid_from": PAYLOAD}),
+        json.dumps({"organization_id": "o", "valid_from": "2026-11-01", "known_at": PAYLOAD}),
+        f'{{"{PAYLOAD}": 1, "{PAYLOAD}": 2}}',
+        f"organization_id,valid_from,{PAYLOAD}\no,2026-11-01,1\n",
+        f"organization_id,valid_from\no,{PAYLOAD}\n",
+        f"date,provider,amount_usd\n{PAYLOAD},p,1\n",
+        f"date,provider,amount_usd\n2026-11-01,p,{PAYLOAD}\n",
+    ],
+)
+def test_another_file_than_was_meant_is_refused_without_its_text(
+    embedded: Project, tmp_path: Path, verb: str, text: str
+) -> None:
+    path = tmp_path / "a"
+    path.write_text(text)
+    said = loud(embedded, verb, str(path))
+    assert str(path) in said
+    assert PAYLOAD not in said
+
+
 def test_a_failing_server_is_told_of_without_them(tmp_path: Path, file: Path) -> None:
     with Front(tmp_path / "server", user="ledger", password=PASSWORD) as front:
         project = Project(tmp_path / "project", front.env())
