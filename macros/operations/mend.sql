@@ -101,8 +101,8 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {%- do print('set aside as broken: part ' ~ row[1] ~ ' of ' ~ row[0]) -%}
         {%- do damaged.append(row[0]) -%}
     {%- endfor -%}
-    {#- What was landed, lost, erased and mended: each knows what no other table does. -#}
-    {%- set memories = ['raw_batches', 'raw_lost_batches', 'retired_batches', 'orphaned_costs'] -%}
+    {#- What was landed, lost and erased: each knows what no other table does. -#}
+    {%- set memories = ['raw_batches', 'raw_lost_batches', 'retired_batches'] -%}
     {%- set forgotten = damaged | unique | select('in', memories) | join(', ') -%}
     {%- if forgotten and not forget -%}
         {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
