@@ -435,9 +435,8 @@ def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settin
     batch = replace(encode_batch(cut, framer, settings, kept_out), continues=lost.continues)
     if lost.rejected is None or batch.rejected_at <= lost.rejected:
         return batch
-    is_known = len(lost.rejected) >= lost.rejects
-    if not is_known and (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
-        return batch
+    if (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
+        return batch  # not all positions are known: some rejects are lost too, or were erased
     raise SourceError(
         f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
         f"{lost.rows} rows and {lost.rejects} rejects, which were replayed since, and would be "

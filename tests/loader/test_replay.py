@@ -507,10 +507,24 @@ def test_a_batch_that_was_lost_twice_is_compared_with_what_it_was_last(
     land(store, path, text, NEW)
     assert replay(store, newer) == (1, 1)
     lose(store, "/%", "raw_traces", "raw_rejects")
+    # Whichever is read last: the older one stands there again, behind the newer.
+    lost = store.table("raw_lost_batches")
+    store.command(f"insert into {lost} select * from {lost} order by lost_at limit 1")
     with pytest.raises(SourceError, match="They were 2 rows and 2 rejects"):
         land(store, path, text)
     land(store, path, text, NEW)
     assert len(lines(store)) == 3
+
+
+def test_a_batch_that_was_lost_twice_is_replayed_by_what_it_was_last(
+    store: Store, tmp_path: Path
+) -> None:
+    path, text = tmp_path / "a.ndjson", '{"request_json":1}\n{"squawk":1}\n{"hiss":2}\nx\n'
+    land(store, path, text, NEW)
+    lose(store, "/%", "raw_traces", "raw_rejects")
+    land(store, path, text)
+    lose(store, "/%", "raw_rejects", where="position = 3")
+    assert replay(store) == (0, 2), "two of its three rejects, as many as there were at first"
 
 
 def test_rejects_that_are_lost_before_a_replay_come_back_open(store: Store, tmp_path: Path) -> None:
