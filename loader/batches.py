@@ -169,6 +169,8 @@ class LedgerEntry:
         Its rows were lost: it is no longer in the ledger, and to be landed again as it was cut.
     continues : sequence of str
         See `Batch`.
+    has_more : bool
+        Whether `continues` has more than the ledger knows.
     rejected : frozenset of int, optional
         Of a lost batch that was replayed since: the positions of its rejects, as far as they are
         kept, which are to stay rejects. None of others.
@@ -182,6 +184,7 @@ class LedgerEntry:
     rejects: int
     is_lost: bool
     continues: Sequence[str] = ()
+    has_more: bool = False
     rejected: frozenset[int] | None = None
 
 
@@ -626,7 +629,7 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
             found, matched_until, begun = _match(stream, source.name, offset, candidates, next_held)
             lost_until = max(lost_until, matched_until)
             if found is not None:
-                chain.append(found.entry)
+                chain.append(_with_begun(found.entry, begun))
                 offset, line = found.entry.end, line + found.newlines
             if stream.offset != offset:
                 stream.close()
@@ -640,11 +643,13 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
                 break  # nothing was read here, and the stream may be cut where it stands
             newlines = _read_to(stream, until, is_blank=not is_lost)
             if newlines is None:
-                stream.close()
-                stream = source.open(settings, offset)
-                break
+                if stream.offset != offset:
+                    stream.close()
+                    stream = source.open(settings, offset)
+                break  # one at its end stays there: what is added now is not seen by halves
             if is_lost:
-                chain.append(LedgerEntry("", offset, until, line, 0, 0, is_lost=True))
+                rest = LedgerEntry("", offset, until, line, 0, 0, is_lost=True, continues=begun)
+                chain.append(rest)
             offset, line = until, line + newlines
     except BaseException:
         stream.close()
@@ -658,6 +663,19 @@ class _Match:
 
     entry: LedgerEntry
     newlines: int
+
+
+def _with_begun(entry: LedgerEntry, begun: list[str]) -> LedgerEntry:
+    """Note what a batch goes on with, which may have been landed after it.
+
+    A file that is copied over itself may be looked at halfway.
+    """
+    more = set(begun) - set(entry.continues)
+    if not more:
+        return entry
+    return dataclasses.replace(
+        entry, continues=sorted({*entry.continues, *more}), has_more=not entry.is_lost
+    )
 
 
 def _match(

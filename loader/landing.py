@@ -221,6 +221,26 @@ def record_batch(
     _patiently(attempt, store, batch.batch_id, sleep)
 
 
+def _record_more(store: Store, source: Source, entry: LedgerEntry) -> None:
+    """Write a ledger row more of a batch, which says what else it goes on with."""
+    batch = Batch(
+        batch_id=entry.batch_id,
+        source=source.name,
+        start=entry.start,
+        end=entry.end,
+        first_line=entry.first_line,
+        lines=entry.rows + entry.rejects,
+        rows=entry.rows,
+        rejects=entry.rejects,
+        traces=[],
+        rejected=[],
+        positions=(),
+        rejected_at=frozenset(),
+        continues=entry.continues,
+    )
+    record_batch(store, batch)
+
+
 def _patiently(
     attempt: Callable[[int], _Result],
     store: Store,
@@ -302,6 +322,8 @@ def land_source(
             landed = None if source.is_file else _ask_landed(store, source, entries)
             for item in _read(source, entries, framer, settings, landed):
                 if isinstance(item, LedgerEntry):
+                    if item.has_more:
+                        _record_more(store, source, item)
                     summary.add_already(item.rows, item.rejects)
                     continue
                 landers.give(item)
@@ -432,11 +454,14 @@ def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settin
     if lost is None:
         return encode_batch(cut, framer, settings)
     kept_out = lost.rejected or frozenset()
-    batch = replace(encode_batch(cut, framer, settings, kept_out), continues=lost.continues)
+    batch = encode_batch(cut, framer, settings, kept_out)
+    if cut.start == lost.start:
+        batch = replace(batch, continues=lost.continues)
     if lost.rejected is None or batch.rejected_at <= lost.rejected:
         return batch
-    if (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
-        return batch  # not all positions are known: some rejects are lost too, or were erased
+    are_known = len(lost.rejected) >= lost.rejects
+    if not are_known and (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
+        return batch  # rows of the replay were retired
     raise SourceError(
         f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
         f"{lost.rows} rows and {lost.rejects} rejects, which were replayed since, and would be "
@@ -456,13 +481,19 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
         f"select {_ENTRY_COLUMNS}, true as is_lost, continues from {lost_batches}"
         " where source = {source:String}"
         f" and batch_id not in (select batch_id from {batches} where source = {{source:String}})"
-        " order by lost_at desc limit 1 by batch_id"
+        " order by lost_at desc, length(continues) desc limit 1 by batch_id"
     )
     rows = store.query(
         f"{landed_sql} union all ({lost_sql})" if source.is_file else lost_sql,
         {"source": source.name},
     )
-    entries = [LedgerEntry(*row) for row in rows]
+    by_id: dict[str, LedgerEntry] = {}
+    for entry in (LedgerEntry(*row) for row in rows):
+        # A batch has a ledger row more where it was seen later that a line goes on.
+        known = by_id.get(entry.batch_id, entry)
+        continues = sorted({*known.continues, *entry.continues})
+        by_id[entry.batch_id] = replace(entry, continues=continues)
+    entries = list(by_id.values())
     lost = [entry.batch_id for entry in entries if entry.is_lost]
     if not lost:
         return entries
@@ -475,14 +506,22 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
     )
     if not replays:
         return entries
+    erased = ""
+    if "retired_batches" in store.tables():
+        erased = (
+            " union all select batch_id, arrayJoin(positions) as position"
+            f" from {store.table('retired_batches')} where reason = 'erasure'"
+            " and (batch_id in {replays:Array(String)}"
+            " or batch_id in {lost:Array(String)} and raw_table = 'raw_rejects')"
+        )
     # A replay keeps the positions of the rejects that it was made of, and the head of their id.
     held = store.query(
         "select substring(batch_id, 1, 32) as first_id, groupUniqArray(position) from"
         f" (select batch_id, position from {store.table('raw_traces')}"
         " where batch_id in {replays:Array(String)}"
         f" union all select batch_id, position from {store.table('raw_rejects')}"
-        " where batch_id in {replays:Array(String)} or batch_id in {lost:Array(String)})"
-        " group by first_id",
+        " where batch_id in {replays:Array(String)} or batch_id in {lost:Array(String)}"
+        f"{erased}) group by first_id",
         {"lost": lost, "replays": [batch_id for batch_id, _, _ in replays]},
     )
     rejected = {batch_id: frozenset(positions) for batch_id, positions in held}

@@ -80,6 +80,7 @@ def lost_batches(store: Store) -> str:
         f" where batch_id not in (select batch_id from {ledger}"
         f" where batch_id in (select batch_id from {lost}))"
         f" and source not in (select source from {ledger} where {_IS_REPLAY})"
+        f" and batch_id not in ({closed_batches(store)})"
         " order by lost_at desc limit 1 by batch_id"
     )
 
@@ -95,6 +96,9 @@ def is_open(store: Store) -> str:
         f" select batch_id from ({lost_batches(store)}))"
         f" and batch_id not in ({closed_batches(store)})"
         f" and (batch_id, position) not in ({_erased_places(store)})"
+        f" and ({LINE}) not in (select batch_id, position from {store.table('raw_traces')}"
+        f" where batch_id in (select substring(batch_id, 1, 32) from ({lost_batches(store)})"
+        f" where {_IS_REPLAY}))"
     )
 
 
@@ -104,16 +108,17 @@ def _is_whole(store: Store) -> str:
     None may be missing, as the operation `mend` has not seen yet or seen already; and of a replay
     that is lost none be at its origin.
     """
-    rejects, lost = store.table("raw_rejects"), lost_batches(store)
+    rejects = store.table("raw_rejects")
     held = (
         f"select batch_id, position from {rejects} union all {_erased_places(store, 'raw_rejects')}"
     )
     return (
-        f"batch_id in (select batch_id from (select batch_id, source, rejects"
-        f" from {store.table('raw_batches')} union all select batch_id, source, rejects"
-        f" from ({lost}) where {_ORIGIN} not in (select batch_id from {rejects}))"
-        " where (batch_id, rejects) in (select batch_id, toUInt32(uniqExact(position))"
-        f" from ({held}) group by batch_id))"
+        "batch_id in (select batches.batch_id from (select batch_id, rejects"
+        f" from {store.table('raw_batches')} union all select batch_id, rejects"
+        f" from ({lost_batches(store)}) where {_ORIGIN} not in (select batch_id from {rejects}))"
+        f" as batches inner join (select batch_id, uniqExact(position) as found from ({held})"
+        " group by batch_id) as held on batches.batch_id = held.batch_id"
+        " where held.found >= batches.rejects)"
     )
 
 

@@ -70,7 +70,10 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- set listed = place ~ ', organization_id::String as organization_id, toDate32(created_at) as created_date' -%}
     {%- set owned = 'select ' ~ listed ~ ' from ' ~ arrivals ~ ' where '
         ~ (conditions + ([of_user] if user is not none else [])) | join(' and ') -%}
-    {%- set is_of_owned_arrival = '(id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from (' ~ owned ~ '))' -%}
+    {#- Or, where its own raw row is lost, by any arrival of it. -#}
+    {%- set is_of_owned_arrival = '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from (' ~ owned ~ ')) or (id, organization_id::String) in ('
+        ~ 'select id, organization_id from (' ~ owned ~ ')) and (' ~ place ~ ') not in (select ' ~ place ~ ' from ' ~ ref('int_traces__unioned')
+        ~ ' where id in (select id from (' ~ owned ~ '))))' -%}
     {%- set is_owned = is_of_owned_arrival if user is not none
         else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')' -%}
     {%- set seeds = owned ~ ' union all select ' ~ listed ~ ' from ' ~ traces ~ ' where ' ~ is_owned -%}

@@ -539,6 +539,87 @@ def test_rejects_that_are_lost_before_a_replay_come_back_open(store: Store, tmp_
     assert replay(store) == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("is_lost", "pieces"), [(False, (10,)), (True, (10,)), (True, (40,)), (True, (10, 20, 40))]
+)
+def test_what_is_looked_at_halfway_while_it_is_copied_leaves_no_beginning(
+    store: Store, tmp_path: Path, is_lost: bool, pieces: tuple[int, ...]
+) -> None:
+    """Over itself, or back where its rows were lost: its lines are landed, before or since."""
+    path = tmp_path / "a.ndjson"
+    text = "".join(f'{{"request_json":{number},"id":"{number}"}}\n' for number in range(4))
+    land(store, path, text)
+    if is_lost:
+        lose(store, "/%", "raw_traces")
+    for piece in pieces:
+        land(store, path, text[:piece])
+    for _ in range(2):
+        land(store, path, text)
+        assert listed(store) == []
+        assert {row[1] for row in rows(store)} == {"0", "1", "2", "3"}
+    ledger = store.query(f"select batch_id, length(continues) from {store.table('raw_batches')}")
+    assert len(ledger) == len(set(ledger)), "what goes on is written down once"
+
+
+def test_a_line_that_is_finished_while_the_ledger_is_followed_lands_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path held a longer file before; the file is opened once more to look for that."""
+    path = tmp_path / "a.ndjson"
+    old = "".join(f'{{"request_json":{number}}}\n' for number in range(10))
+    land(store, path, old[:80])
+    land(store, path, old)
+    path.unlink()
+    whole = '{"request_json":"n1"}\n{"request_json":"n2"}\n'
+    land(store, path, whole[:20])
+    opens, opened = Source.open, 0
+
+    def grow(source: Source, *given: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        if opened == 2:
+            path.write_text(whole)
+        return opens(source, *given)
+
+    monkeypatch.setattr(Source, "open", grow)
+    for _ in range(3):
+        (source,), _ = find_sources([str(path)])
+        land_source(store, source, OLD, Settings(), Summary())
+    assert [row[1] for row in rows(store) if "n" in row[1]] == ['"n1"', '"n2"']
+    assert listed(store) == []
+
+
+def test_what_a_lost_replay_rejected_is_no_reject_where_its_batch_has_landed_it(
+    store: Store, tmp_path: Path
+) -> None:
+    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    path, text = tmp_path / "a.ndjson", '{"request_json":1}\n{"squawk":1}\n{"hiss":2}\nx\n'
+    land(store, path, text)
+    assert replay(store) == (1, 2)
+    lose(store, "/%", "raw_traces", "raw_rejects")
+    lose(store, "replay/%", "raw_traces")
+    land(store, path, text, newer)
+    assert len(lines(store)) == 3
+    assert listed(store) == [("not_json", 4)]
+
+
+def test_a_batch_of_which_a_replayed_line_was_erased_gets_no_other_rejects(
+    store: Store, tmp_path: Path, retired: Callable[[str, str, int], None]
+) -> None:
+    """A row that is too large now, and the erased line that is a row now, are as many as before."""
+    path = tmp_path / "a.ndjson"
+    land(store, path, f'{{"request_json":"{"y" * 200}"}}\n{{"squawk":1}}\nx\n')
+    replay(store)
+    retired("raw_traces", batch_of(store, "replay/"), 1)
+    retired("raw_rejects", batch_of(store, "/"), 1)
+    lose(store, "/%", "raw_traces")
+    (source,), _ = find_sources([str(path)])
+    with pytest.raises(SourceError, match="some of them in no replay"):
+        land_source(store, source, NEW, Settings(max_record_bytes=100), Summary())
+    land_source(store, source, NEW, Settings(), Summary())
+    assert (batch_of(store, "/"), 0, "provider_trace") in lines(store)
+
+
 @pytest.fixture
 def retired(store: Store) -> Iterator[Callable[[str, str, int], None]]:
     """Let a place be erased, as far as a replay asks for it."""

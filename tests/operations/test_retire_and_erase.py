@@ -94,6 +94,9 @@ def test_what_mend_took_out_of_the_ledger_grows_old_too(embedded: Project, tmp_p
         embedded.query(f"alter table {gone} settings mutations_sync = 2")
     operation(embedded, "mend")
     operation(embedded, "retire", retain_raw_days=30)
+    assert embedded.value("select count() from raw_traces") > 0, "it is looked at again first"
+    embedded.dbt("run", *PLAIN)
+    operation(embedded, "retire", retain_raw_days=30)
     assert embedded.value("select count() from raw_traces") == 0
 
 
@@ -429,6 +432,29 @@ def test_what_another_wrote_where_an_erased_line_stood_stays(
         embedded.loader(str(path), expect=None)
         operation(embedded, "erase", "{organization: nobody}")
         assert embedded.query("select raw from raw_rejects") == [{"raw": torn}]
+
+
+def test_a_user_is_erased_whose_trace_came_back_in_pieces(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Its file was looked at while it was copied back: what has landed is another batch."""
+    path = write(
+        tmp_path / "a.ndjson", [record(number, user_id=f"u{number}") for number in (1, 2, 3)]
+    )
+    whole = path.read_bytes()
+    embedded.loader(str(path))
+    embedded.dbt("run", *PLAIN)
+    embedded.query("alter table raw_traces delete where true settings mutations_sync = 2")
+    operation(embedded, "mend")
+    path.write_bytes(whole[: len(whole) // 2])
+    embedded.loader(str(path), expect=1)
+    path.write_bytes(whole)
+    embedded.loader(str(path))
+    embedded.dbt("run", *PLAIN)
+    operation(embedded, "erase", "{user: u2}")
+    ids = embedded.query("select id from llm_traces order by id")
+    assert [row["id"] for row in ids] == ["000001", "000003"]
+    assert embedded.value("select count() from raw_rejects") == 0
 
 
 def test_a_trace_of_a_lost_batch_takes_the_beginning_of_its_line_too(

@@ -1,0 +1,220 @@
+"""Histories of a file, its rejects and what is lost of both: each line in one place at the end.
+
+A history is a list of steps, drawn at random: the file grows, at times by a part of a line; it is
+landed, and its rejects are replayed, by other formats and limits each time, and some of it is
+killed before the ledger row; rows of some batches are lost, and mended at once or later. Then all
+that is there is landed and replayed by the newest formats. `FUZZ_HISTORIES` says how many (default
+20; `make fuzz` runs 1,000), `FUZZ_SEED` repeats a run. The seed of a history that fails is in its
+message, with its steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loader.landing
+import loader.replay
+from loader.errors import SourceError
+from loader.formats import Format, Framer
+from loader.landing import Summary, land_source, place_batch
+from loader.replay import replay_rejects
+from loader.settings import Settings
+from loader.sources import find_sources
+from loader.store import Store
+from loader.verbs.rejects import list_rejects
+
+HISTORIES = int(os.environ.get("FUZZ_HISTORIES", "20"))
+SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.randrange(1, 2**31)
+FORMATS = [
+    Format("parrot", {}, ("squawk",), "id", "squawk", "answer"),
+    Format("snake", {}, ("hiss",), None, "hiss", "answer"),
+]
+KEYS = ("request_json", "squawk", "hiss")
+TABLES = ("raw_traces", "raw_rejects", "raw_batches", "raw_lost_batches")
+LOST_COLUMNS = "batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, continues"
+AT_ONCE = "settings mutations_sync = 2"
+FIRST = "substring(batch_id, 1, 32)"
+
+
+class Killed(Exception):
+    """The loader is gone."""
+
+
+class History:
+    """One history: the file, what it holds, and the store that it is landed in."""
+
+    def __init__(self, store: Store, path: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.store = store
+        self.path = path
+        self.path.write_bytes(b"")
+        self.unwritten = b""
+        self.lines: list[bytes] = []
+        self.steps: list[object] = []
+        builtin = Framer.from_file().formats
+        self.framers = [Framer([*builtin, *FORMATS[:count]]) for count in range(3)]
+        self.newest = 0
+        for table in TABLES:
+            store.command(f"truncate table {store.table(table)}")
+
+    def live(self) -> None:
+        """Go through a few steps, and then bring back what can be brought back."""
+        steps = [self.grow, self.grow, self.land, self.land, self.replay, self.lose, self.mend]
+        for _ in range(self.random.randint(4, 14)):
+            self.random.choice(steps)()
+            if self.random.random() < 0.2:
+                self.newest = min(self.newest + 1, len(FORMATS))
+        self.mend()
+        self.write(self.unwritten)
+        self.newest = len(FORMATS)
+        self.steps.append("at last")
+        for _ in range(2):
+            self.land_by(self.framers[-1], Settings())
+            replay_rejects(self.store, self.framers[-1], Settings())
+            self.mend()
+
+    def grow(self) -> None:
+        text = self.unwritten
+        for _ in range(self.random.randint(1, 4)):
+            number = len(self.lines)
+            key = self.random.choice((*KEYS, ""))
+            line = json.dumps({key: number, "pad": "y" * self.random.choice((0, 40))}).encode()
+            self.lines.append(line if key else b"no json %06d." % number)
+            text += self.lines[-1] + b"\n" * self.random.choice((1, 1, 1, 2))
+        cut = self.random.choice((0, 0, 0, self.random.randint(1, 30)))
+        self.unwritten = text[len(text) - cut :]
+        self.write(text[: len(text) - cut])
+        self.steps.append(("grow", len(self.lines), cut))
+
+    def write(self, text: bytes) -> None:
+        with self.path.open("ab") as file:
+            file.write(text)
+        self.unwritten = self.unwritten if text != self.unwritten else b""
+
+    def land(self) -> None:
+        settings = Settings(
+            batch_lines=self.random.choice((1, 2, 3, 5000)),
+            batch_bytes=self.random.choice((60, 200, 10**7)),
+            max_record_bytes=self.random.choice((25, 50, 10**6)),
+        )
+        survives = self.random.choice((0, 1, 2, 99, 99, 99))
+        self.steps.append(("land", self.newest, settings.max_record_bytes, survives))
+        records, landed = loader.landing.record_batch, 0
+
+        def record(*given: Any, **options: Any) -> None:
+            nonlocal landed
+            if landed == survives:
+                raise Killed
+            landed += 1
+            records(*given, **options)
+
+        # It may say that lines would be hidden by these limits, and land nothing.
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed, SourceError):
+            patch.setattr(loader.landing, "record_batch", record)
+            self.land_by(self.framers[self.newest], settings)
+
+    def land_by(self, framer: Framer, settings: Settings) -> None:
+        (source,), _ = find_sources([str(self.path)])
+        land_source(self.store, source, framer, settings, Summary())
+
+    def replay(self) -> None:
+        settings = Settings(max_record_bytes=self.random.choice((25, 50, 10**6)))
+        is_killed = self.random.random() < 0.25
+        self.steps.append(("replay", self.newest, settings.max_record_bytes, is_killed))
+
+        def leave(store: Store, batch: Any, **options: Any) -> bool:
+            place_batch(store, batch)
+            raise Killed
+
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+            if is_killed:
+                patch.setattr(loader.replay, "land_batch", leave)
+            replay_rejects(self.store, self.framers[self.newest], settings)
+
+    def lose(self) -> None:
+        ledger = self.store.table("raw_batches")
+        batches = [
+            row[0] for row in self.store.query(f"select batch_id from {ledger} order by all")
+        ]
+        lost = self.random.sample(
+            batches, min(len(batches), self.random.choice((1, 1, 2, 3, len(batches))))
+        )
+        tables = self.random.choice((TABLES[:1], TABLES[1:2], TABLES[:2]))
+        self.steps.append(("lose", [batch_id[:6] + batch_id[32:39] for batch_id in lost], tables))
+        for table in tables:
+            self.store.command(
+                f"alter table {self.store.table(table)} delete"
+                f" where batch_id in {{lost:Array(String)}} {AT_ONCE}",
+                {"lost": lost},
+            )
+        if self.random.random() < 0.7:
+            self.mend()
+
+    def mend(self) -> None:
+        """Take what is not whole out of the ledger, as the operation does."""
+        ledger = self.store.table("raw_batches")
+        short = []
+        for table, counted in (("raw_traces", "rows"), ("raw_rejects", "rejects")):
+            held = f"select batch_id, uniqExact(position) from {self.store.table(table)}"
+            short += [
+                batch_id
+                for (batch_id,) in self.store.query(
+                    f"select batch_id from {ledger} where {counted} > 0 and"
+                    f" (batch_id, toUInt64({counted})) not in ({held} group by batch_id)"
+                )
+            ]
+        self.steps.append(("mend", len(short)))
+        self.store.command(
+            f"insert into {self.store.table('raw_lost_batches')} ({LOST_COLUMNS}, lost_at)"
+            f" select {LOST_COLUMNS}, now64(3, 'UTC') from {ledger}"
+            " where batch_id in {short:Array(String)}",
+            {"short": short},
+        )
+        self.store.command(
+            f"alter table {ledger} delete where batch_id in {{short:Array(String)}} {AT_ONCE}",
+            {"short": short},
+        )
+
+    def check(self) -> None:
+        """Each record is a row under one name, and each other line is listed once."""
+        ledger, lost = self.store.table("raw_batches"), self.store.table("raw_lost_batches")
+        names: dict[bytes, set[tuple[str, int]]] = {}
+        in_ledger = set()
+        for first, position, request, is_there in self.store.query(
+            f"select {FIRST}, position, request_json, batch_id in (select batch_id from {ledger})"
+            f" from {self.store.table('raw_traces')} where batch_id in"
+            f" (select batch_id from {ledger} union all select batch_id from {lost})"
+        ):
+            names.setdefault(request, set()).add((first, position))
+            if is_there:
+                in_ledger.add(int(request))
+        records = {number for number, line in enumerate(self.lines) if line[:1] == b"{"}
+        assert in_ledger == records
+        assert {int(request) for request, at in names.items() if len(at) > 1} == set()
+        listed = Counter(each["head"] for each in list_rejects(self.store, 10**6, True))
+        assert listed == Counter(line.decode() for line in self.lines if line[:1] != b"{")
+
+
+def test_each_line_is_in_one_place_whatever_happened(opened_store: Store, tmp_path: Path) -> None:
+    if not opened_store.is_embedded:
+        pytest.skip("the same statements, more slowly; tests/loader/test_replay.py runs on both")
+    opened_store.ensure_raw_tables()
+    print(f"FUZZ_SEED={SEED} FUZZ_HISTORIES={HISTORIES}")
+    for seed in range(SEED, SEED + HISTORIES):
+        history = History(opened_store, tmp_path / "a.ndjson", seed)
+        try:
+            history.live()
+            history.check()
+        except Exception as error:
+            steps = "\n".join(map(str, history.steps))
+            raise AssertionError(
+                f"the history of FUZZ_SEED={seed} FUZZ_HISTORIES=1:\n{steps}"
+            ) from error
