@@ -278,6 +278,7 @@ def test_the_beginning_of_a_line_is_settled_whatever_it_was_rejected_for(
     assert [reason for reason, _ in listed(store)] == ["too_large", "unfinished"]
     land(store, path, text)
     assert listed(store) == [("unknown_format", 1)]
+    assert collect_status(store)["lost_batches"] == 0
 
 
 def lose(store: Store, source: str, *tables: str, where: str = "true") -> None:
