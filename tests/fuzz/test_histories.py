@@ -4,7 +4,7 @@ A history is a list of steps, drawn at random: the file grows, at times by a par
 landed, and its rejects are replayed, by other formats and limits each time, and some of it is
 killed before the ledger row; rows of some batches are lost, and mended at once or later. Then all
 that is there is landed and replayed by the newest formats. `FUZZ_HISTORIES` says how many (default
-20; `make fuzz` runs 1,000), `FUZZ_SEED` repeats a run. The seed of a history that fails is in its
+10; `make fuzz` runs 1,000), `FUZZ_SEED` repeats a run. The seed of a history that fails is in its
 message, with its steps.
 """
 
@@ -31,7 +31,7 @@ from loader.sources import find_sources
 from loader.store import Store
 from loader.verbs.rejects import list_rejects
 
-HISTORIES = int(os.environ.get("FUZZ_HISTORIES", "20"))
+HISTORIES = int(os.environ.get("FUZZ_HISTORIES", "10"))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.randrange(1, 2**31)
 FORMATS = [
     Format("parrot", {}, ("squawk",), "id", "squawk", "answer"),
