@@ -30,6 +30,7 @@ from loader.settings import MEBIBYTE, Settings
 from loader.sources import Source, Stream
 
 __all__ = [
+    "FIRST_BATCH",
     "REJECT_COLUMNS",
     "REPLAYED",
     "REPLAY_PREFIX",
@@ -69,6 +70,8 @@ REJECT_COLUMNS = (
 
 # What a batch that takes the place of another's rejects has for a source, before the other's id.
 REPLAY_PREFIX = "replay/"
+# The batch that a line first came with, in SQL; with the position it names the line wherever it is.
+FIRST_BATCH = "substring(batch_id, 1, 32)"
 # What a record is rejected for that is landed again with its batch, and stands in a replay since.
 REPLAYED = "replayed"
 # A rejected line is kept whole up to this size (or the record limit, if that is larger). Of a

@@ -272,7 +272,7 @@ def _checked(record: Mapping[str, Any], line: int) -> Subscription:
     organization_id, valid_from = values["organization_id"], values["valid_from"]
     if organization_id is None or valid_from is None:
         raise ValueError("organization_id and valid_from are both needed")
-    known_at = _moment("known_at", values["known_at"]) if values["known_at"] else None
+    known_at = utc_moment(values["known_at"], "known_at") if values["known_at"] else None
     if known_at is not None and known_at > datetime.now(UTC):
         raise ValueError(f"known_at {values['known_at']} lies in the future")
     return Subscription(
@@ -280,17 +280,10 @@ def _checked(record: Mapping[str, Any], line: int) -> Subscription:
         plan_type=values["plan_type"],
         cost_source=values["cost_source"],
         customer_id=values["customer_id"],
-        valid_from=_moment("valid_from", valid_from),
+        valid_from=utc_moment(valid_from, "valid_from"),
         known_at=known_at,
         line=line,
     )
-
-
-def _moment(name: str, value: str) -> datetime:
-    try:
-        return utc_moment(value)
-    except ValueError as error:
-        raise ValueError(f"{name} is {error}") from None
 
 
 def _text(name: str, value: Any) -> str | None:

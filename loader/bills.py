@@ -391,15 +391,13 @@ def _line(
     for name in ("starts_at",) if is_empty else ("starts_at", "amount"):
         if not texts.get(name):
             raise ValueError(f"{where}: {bill.fields[name]} is missing")
-    name = "starts_at"
+    starts_name, ends_name = bill.fields["starts_at"], bill.fields.get("ends_at", "")
     try:
-        starts_at = utc_moment(texts[name])
-        name = "ends_at"
-        ends_at = utc_moment(texts[name]) if texts.get(name) else None
-        name = "amount"
-        amount_usd = Decimal(0) if is_empty else _amount(texts[name], bill.divisor)
+        starts_at = utc_moment(texts["starts_at"], starts_name)
+        ends_at = utc_moment(texts["ends_at"], ends_name) if texts.get("ends_at") else None
+        amount_usd = Decimal(0) if is_empty else _amount(texts["amount"], bill)
     except ValueError as error:
-        raise ValueError(f"{where}: {bill.fields[name]} is {error}") from None
+        raise ValueError(f"{where}: {error}") from None
     return BillLine(
         provider=owner,
         starts_at=starts_at,
@@ -410,16 +408,17 @@ def _line(
     )
 
 
-def _amount(text: str, divisor: int) -> Decimal:
+def _amount(text: str, bill: BillFormat) -> Decimal:
     """Read an amount exactly, in whole currency units, to twelve decimals."""
+    wrong = f"{bill.fields['amount']} is no amount: write it like 12.34"
     try:
         with localcontext(prec=2 * _DIGITS, rounding=ROUND_HALF_EVEN):
-            value = Decimal(text) / divisor
+            value = Decimal(text) / bill.divisor
             amount = value.quantize(_PLACES)
     except (InvalidOperation, ValueError):
-        raise ValueError("no amount: write it like 12.34") from None
+        raise ValueError(wrong) from None
     if not amount.is_finite() or len(amount.as_tuple().digits) > _DIGITS:
-        raise ValueError("no amount: write it like 12.34")
+        raise ValueError(wrong)
     return amount
 
 

@@ -211,8 +211,15 @@ def shown(name: str) -> str:
     return name if re.fullmatch("[a-z_]{1,20}", name) else "(not shown)"
 
 
-def utc_moment(value: str) -> datetime:
+def utc_moment(value: str, name: str) -> datetime:
     """Turn a time to UTC: ISO 8601 (UTC where it names no zone), a date, or Unix seconds.
+
+    Parameters
+    ----------
+    value : str
+        The time.
+    name : str
+        What it stands under, for the message.
 
     Raises
     ------
@@ -233,7 +240,7 @@ def utc_moment(value: str) -> datetime:
     except (ValueError, OverflowError):
         moment = datetime(1, 1, 1, tzinfo=UTC)
     if not 1970 <= moment.year < 2262:
-        raise ValueError("no time: write it like 2026-11-01T00:00:00Z")
+        raise ValueError(f"{name} is no time: write it like 2026-11-01T00:00:00Z")
     return moment
 
 

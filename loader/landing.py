@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from loader import __version__
 from loader.batches import (
+    FIRST_BATCH,
     REJECT_COLUMNS,
     REPLAY_PREFIX,
     TRACE_COLUMNS,
@@ -516,7 +517,7 @@ def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:
         )
     # A replay keeps the positions of the rejects that it was made of, and the head of their id.
     held = store.query(
-        "select substring(batch_id, 1, 32) as first_id, groupUniqArray(position) from"
+        f"select {FIRST_BATCH} as first_id, groupUniqArray(position) from"
         f" (select batch_id, position from {store.table('raw_traces')}"
         " where batch_id in {replays:Array(String)}"
         f" union all select batch_id, position from {store.table('raw_rejects')}"

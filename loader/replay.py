@@ -23,7 +23,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from loader.batches import REPLAY_PREFIX, REPLAYED, Batch, Cut, batch_id_of, encode_batch, new_hash
+from loader.batches import (
+    FIRST_BATCH,
+    REPLAY_PREFIX,
+    REPLAYED,
+    Batch,
+    Cut,
+    batch_id_of,
+    encode_batch,
+    new_hash,
+)
 from loader.formats import Buffer, Framer, Record
 from loader.landing import Summary, land_batch
 from loader.redaction import load_redactor
@@ -40,7 +49,7 @@ from loader.store import RAW_TABLES, Store
 __all__ = ["LINE", "closed_batches", "is_open", "lost_batches", "replay_rejects"]
 
 # What names a line, of which more than one batch may have a reject where a replay was lost.
-LINE = "substring(batch_id, 1, 32), position"
+LINE = f"{FIRST_BATCH}, position"
 
 # What framing decides. Other reasons say that the bytes are not those that were sent: a damaged
 # record may be JSON still, and yet not what somebody wrote.
@@ -97,7 +106,7 @@ def is_open(store: Store) -> str:
         f" and batch_id not in ({closed_batches(store)})"
         f" and (batch_id, position) not in ({_erased_places(store)})"
         f" and ({LINE}) not in (select batch_id, position from {store.table('raw_traces')}"
-        f" where batch_id in (select substring(batch_id, 1, 32) from ({lost_batches(store)})"
+        f" where batch_id in (select {FIRST_BATCH} from ({lost_batches(store)})"
         f" where {_IS_REPLAY}))"
     )
 

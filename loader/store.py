@@ -316,12 +316,13 @@ class Store:
         names : sequence of str
             What it makes: tables, and what was added to them later as `table.column`.
         """
-        columns = self.query(
-            "select concat(table, '.', name) from system.columns where database = {database:String}"
-            " and concat(table, '.', name) in {names:Array(String)}",
+        there = self.query(
+            "select distinct arrayJoin([table, concat(table, '.', name)]) as found"
+            " from system.columns where database = {database:String}"
+            " having found in {names:Array(String)}",
             {"database": self.database, "names": list(names)},
         )
-        if set(names) <= self.tables() | {name for (name,) in columns}:
+        if set(names) <= {name for (name,) in there}:
             return
         for statement in render_statements(macro_file, macro, self.database, self.settings.cluster):
             self.command(statement)

@@ -135,9 +135,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- endif -%}
     {#- Lost and not mended yet, or mended and not landed, or made, again. -#}
     {%- set lost = run_query(
-        'select uniqExact(batch_id) from (' ~ short_batches() ~ ' union distinct select batch_id from '
-        ~ source('raw', 'raw_lost_batches') ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches')
-        ~ ') and source not in (select source from ' ~ source('raw', 'raw_batches') ~ " where startsWith(source, 'replay/')))"
+        'select uniqExact(batch_id) from (' ~ short_batches() ~ ' union distinct ' ~ lost_batches()
+        ~ ' and source not in (select source from ' ~ source('raw', 'raw_batches') ~ " where startsWith(source, 'replay/')))"
     ).rows[0][0] | int -%}
     {%- if lost > 0 -%}
         {%- do print('note: ' ~ lost ~ ' batches have lost raw rows, which may name more of what is to go and were not looked at. '

@@ -91,6 +91,12 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {{ return(short | join(' union distinct ')) }}
 {%- endmacro -%}
 
+{#- Batches that mend took out of the ledger, and that have not landed again: a select of batch_id. -#}
+{%- macro lost_batches() -%}
+    select batch_id from {{ source('raw', 'raw_lost_batches') }}
+    where batch_id not in (select batch_id from {{ source('raw', 'raw_batches') }})
+{%- endmacro -%}
+
 {%- macro mend(dry_run=false, forget=false) -%}
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {%- do create_raw_tables() -%}
@@ -158,8 +164,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {%- endif -%}
     {%- if not dry_run -%}
         {#- Before they leave the ledger: what lands again before a run is to be looked at too. -#}
-        {%- do _reopen('batch_id in (' ~ short ~ ' union distinct select batch_id from ' ~ source('raw', 'raw_lost_batches')
-            ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ '))') -%}
+        {%- do _reopen('batch_id in (' ~ short ~ ' union distinct ' ~ lost_batches() ~ ')') -%}
         {%- if sources.rows | length > 0 -%}
             {#- Where they were cut: cut otherwise, their records would be others, and some of them twice. -#}
             {%- do run_query(
@@ -196,8 +201,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {%- set whole = 'select id, batch_id, created_at from ' ~ ref('int_traces__unioned') ~ ' where batch_id not in (' ~ short ~ ')' -%}
     {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
         {%- set condition = '(id, batch_id) not in (select id, batch_id from ' ~ llm_traces ~ ') and (id in (select id from ' ~ llm_traces
-            ~ ') or (id, batch_id, created_at) not in (' ~ whole ~ ') and (batch_id not in (' ~ short ~ ' union distinct select batch_id from ' ~ source('raw', 'raw_lost_batches')
-            ~ ' where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches') ~ ')) or id in (select id from (' ~ whole ~ '))))' -%}
+            ~ ') or (id, batch_id, created_at) not in (' ~ whole ~ ') and (batch_id not in (' ~ short ~ ' union distinct ' ~ lost_batches() ~ ') or id in (select id from (' ~ whole ~ '))))' -%}
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] | int -%}
         {%- if count > 0 -%}
             {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' rows of traces that are lost') -%}

@@ -25,11 +25,12 @@ import loader.replay
 from loader.errors import SourceError
 from loader.formats import Format, Framer
 from loader.landing import Summary, land_source, place_batch
-from loader.replay import replay_rejects
+from loader.replay import LINE, replay_rejects
 from loader.settings import Settings
 from loader.sources import find_sources
 from loader.store import Store
 from loader.verbs.rejects import list_rejects
+from tests.support.losses import take_out_of_ledger
 
 HISTORIES = int(os.environ.get("FUZZ_HISTORIES", "10"))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.randrange(1, 2**31)
@@ -39,9 +40,6 @@ FORMATS = [
 ]
 KEYS = ("request_json", "squawk", "hiss")
 TABLES = ("raw_traces", "raw_rejects", "raw_batches", "raw_lost_batches")
-LOST_COLUMNS = "batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, continues"
-AT_ONCE = "settings mutations_sync = 2"
-FIRST = "substring(batch_id, 1, 32)"
 
 
 class Killed(Exception):
@@ -97,7 +95,6 @@ class History:
     def write(self, text: bytes) -> None:
         with self.path.open("ab") as file:
             file.write(text)
-        self.unwritten = self.unwritten if text != self.unwritten else b""
 
     def land(self) -> None:
         settings = Settings(
@@ -152,7 +149,7 @@ class History:
         for table in tables:
             self.store.command(
                 f"alter table {self.store.table(table)} delete"
-                f" where batch_id in {{lost:Array(String)}} {AT_ONCE}",
+                f" where batch_id in {{lost:Array(String)}} settings mutations_sync = 2",
                 {"lost": lost},
             )
         if self.random.random() < 0.7:
@@ -172,16 +169,7 @@ class History:
                 )
             ]
         self.steps.append(("mend", len(short)))
-        self.store.command(
-            f"insert into {self.store.table('raw_lost_batches')} ({LOST_COLUMNS}, lost_at)"
-            f" select {LOST_COLUMNS}, now64(3, 'UTC') from {ledger}"
-            " where batch_id in {short:Array(String)}",
-            {"short": short},
-        )
-        self.store.command(
-            f"alter table {ledger} delete where batch_id in {{short:Array(String)}} {AT_ONCE}",
-            {"short": short},
-        )
+        take_out_of_ledger(self.store, "batch_id in {short:Array(String)}", {"short": short})
 
     def check(self) -> None:
         """Each record is a row under one name, and each other line is listed once."""
@@ -189,7 +177,7 @@ class History:
         names: dict[bytes, set[tuple[str, int]]] = {}
         in_ledger = set()
         for first, position, request, is_there in self.store.query(
-            f"select {FIRST}, position, request_json, batch_id in (select batch_id from {ledger})"
+            f"select {LINE}, request_json, batch_id in (select batch_id from {ledger})"
             f" from {self.store.table('raw_traces')} where batch_id in"
             f" (select batch_id from {ledger} union all select batch_id from {lost})"
         ):

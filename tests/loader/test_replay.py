@@ -26,10 +26,13 @@ from loader.sources import Source, find_sources
 from loader.store import Store
 from loader.verbs.rejects import count_open, list_rejects
 from loader.verbs.status import collect_status
+from tests.support.losses import take_out_of_ledger
 from tests.support.project import Project
 
 OLD = Framer.from_file()
 NEW = Framer([*OLD.formats, Format("parrot", {}, ("squawk",), "id", "squawk", "answer")])
+SNAKE = Format("snake", {}, ("hiss",), None, "hiss", "answer")
+NEWER = Framer([*NEW.formats, SNAKE])
 TEXT = "\n".join(
     [
         '{"request_json":1,"id":"a"}',
@@ -134,8 +137,7 @@ def test_again_lands_nothing(store: Store, tmp_path: Path) -> None:
 def test_a_second_format_reads_what_the_first_left(store: Store, tmp_path: Path) -> None:
     land(store, tmp_path / "a.ndjson", '{"squawk":1}\n{"hiss":2}\nx\n')
     assert replay(store) == (1, 2)
-    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
-    assert replay(store, newer) == (1, 1)
+    assert replay(store, NEWER) == (1, 1)
     assert [row[0] for row in rows(store)] == ["parrot", "snake"]
     assert listed(store) == [("not_json", 3)]
 
@@ -148,12 +150,11 @@ def test_two_replays_at_once_by_other_formats_land_each_line_once(
         pytest.skip("a process has an embedded store to itself")
     for name in ("a", "b"):
         land(store, tmp_path / f"{name}.ndjson", '{"squawk":1}\n{"hiss":2}\n')
-    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
     lands = loader.replay.land_batch
 
     def overtaken(*given: Any, **options: Any) -> bool:
         monkeypatch.setattr(loader.replay, "land_batch", lands)
-        replay(store, newer)
+        replay(store, NEWER)
         return lands(*given, **options)
 
     monkeypatch.setattr(loader.replay, "land_batch", overtaken)
@@ -237,7 +238,7 @@ def test_a_killed_replay_is_not_taken_up_with_other_formats(
         store.insert_binary("raw_traces", TRACE_COLUMNS, batch.traces)
 
     kill_replay(store, monkeypatch, leave)
-    snake = Framer([*OLD.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
+    snake = Framer([*OLD.formats, SNAKE])
     assert replay(store, snake) == (1, 1)
     assert [row[:2] for row in rows(store)] == [("snake", "2")]
     assert listed(store) == [("unknown_format", 1)]
@@ -283,24 +284,15 @@ def test_the_beginning_of_a_line_is_settled_whatever_it_was_rejected_for(
 
 def lose(store: Store, source: str, *tables: str, where: str = "true") -> None:
     """Let rows of such sources' batches be lost, and take note of it as the operation mend does."""
-    ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
+    ledger = store.table("raw_batches")
     of_source = f"batch_id in (select batch_id from {ledger} where source like {{s:String}})"
-    parameters, at_once = {"s": source}, "settings mutations_sync = 2"
     for table in tables:
         store.command(
-            f"alter table {store.table(table)} delete where {where} and {of_source} {at_once},"
-            " allow_nondeterministic_mutations = 1",
-            parameters,
+            f"alter table {store.table(table)} delete where {where} and {of_source}"
+            " settings mutations_sync = 2, allow_nondeterministic_mutations = 1",
+            {"s": source},
         )
-    columns = "batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, continues"
-    store.command(
-        f"insert into {lost} ({columns}, lost_at)"
-        f" select {columns}, now64(3, 'UTC') from {ledger} where source like {{s:String}}",
-        parameters,
-    )
-    store.command(
-        f"alter table {ledger} delete where source like {{s:String}} {at_once}", parameters
-    )
+    take_out_of_ledger(store, "source like {s:String}", {"s": source})
 
 
 def test_a_batch_that_was_replayed_lands_again_without_what_was_replayed(
@@ -383,7 +375,6 @@ def lines(store: Store) -> list[tuple[str, int, str]]:
 def test_a_replay_that_was_lost_is_made_again_by_what_there_is_now(
     store: Store, tmp_path: Path, tables: tuple[str, ...]
 ) -> None:
-    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
     land(store, tmp_path / "a.ndjson", '{"request_json":0}\nx\n{"squawk":1}\n{"hiss":2}\n')
     first = batch_of(store, "/")
     before = [(first, 0, "provider_trace"), (first, 2, "parrot")]
@@ -396,7 +387,7 @@ def test_a_replay_that_was_lost_is_made_again_by_what_there_is_now(
 
     after = [*before, (first, 3, "snake")]
     for _ in range(2):
-        replay(store, newer)
+        replay(store, NEWER)
         assert lines(store) == after
         assert len(rows(store)) == len(after), (
             "what is left of the lost one is not replayed besides"
@@ -423,15 +414,14 @@ def test_a_batch_and_its_replay_of_which_nothing_is_left_come_back(
 @pytest.mark.parametrize("lost", ["replay/{}", "replay/%"])
 def test_replays_in_a_row_that_are_lost_come_back(store: Store, tmp_path: Path, lost: str) -> None:
     """Of two the first, or both: a third is made in its place."""
-    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
     land(store, tmp_path / "a.ndjson", '{"squawk":1}\nx\n{"hiss":2}\n')
     first = batch_of(store, "/")
     assert replay(store) == (1, 2)
-    assert replay(store, newer) == (1, 1)
+    assert replay(store, NEWER) == (1, 1)
     before = [(first, 0, "parrot"), (first, 2, "snake")]
     assert lines(store) == before
     lose(store, lost.format(first), "raw_traces", "raw_rejects")
-    replay(store, newer)
+    replay(store, NEWER)
     assert lines(store) == before
     assert listed(store) == [("not_json", 2)]
     assert count_open(store) == sum(collect_status(store)["rejected_by_reason"].values()) == 1
@@ -452,8 +442,7 @@ def test_rejects_of_a_lost_replay_are_listed_where_their_origin_has_them_no_more
         {"first": first},
     )
     assert listed(store) == [("not_json", 2), ("unknown_format", 3)]
-    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
-    assert replay(store, newer) == (1, 1)
+    assert replay(store, NEWER) == (1, 1)
     assert lines(store) == [(first, 2, "snake")]
 
 
@@ -501,12 +490,11 @@ def test_a_replay_that_is_lost_after_its_batch_came_back_is_made_again(
 def test_a_batch_that_was_lost_twice_is_compared_with_what_it_was_last(
     store: Store, tmp_path: Path
 ) -> None:
-    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
     path, text = tmp_path / "a.ndjson", '{"request_json":1}\n{"squawk":1}\n{"hiss":2}\nx\n'
     land(store, path, text)
     lose(store, "/%", "raw_traces", "raw_rejects")
     land(store, path, text, NEW)
-    assert replay(store, newer) == (1, 1)
+    assert replay(store, NEWER) == (1, 1)
     lose(store, "/%", "raw_traces", "raw_rejects")
     # Whichever is read last: the older one stands there again, behind the newer.
     lost = store.table("raw_lost_batches")
@@ -593,13 +581,12 @@ def test_a_line_that_is_finished_while_the_ledger_is_followed_lands_once(
 def test_what_a_lost_replay_rejected_is_no_reject_where_its_batch_has_landed_it(
     store: Store, tmp_path: Path
 ) -> None:
-    newer = Framer([*NEW.formats, Format("snake", {}, ("hiss",), None, "hiss", "answer")])
     path, text = tmp_path / "a.ndjson", '{"request_json":1}\n{"squawk":1}\n{"hiss":2}\nx\n'
     land(store, path, text)
     assert replay(store) == (1, 2)
     lose(store, "/%", "raw_traces", "raw_rejects")
     lose(store, "replay/%", "raw_traces")
-    land(store, path, text, newer)
+    land(store, path, text, NEWER)
     assert len(lines(store)) == 3
     assert listed(store) == [("not_json", 4)]
 
