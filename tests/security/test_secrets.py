@@ -140,7 +140,7 @@ def test_a_failing_server_is_told_of_without_them(tmp_path: Path, file: Path) ->
         assert "Nothing is lost" in said[-1]
         project.query("alter table raw_traces drop constraint no")
         # A server, or a proxy before it, that repeats what it was sent.
-        for contains, code in (("INSERT INTO", 194), ("system.tables", 0)):
+        for contains, code in (("INSERT INTO", 194), ("system.columns", 0)):
             echo = {"code": code, "text": f"no {PASSWORD}!"}
             front.misbehave("answer", status=500, contains=contains, count=None, **echo)
             said.append(loud(project, str(again)))
