@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from hashlib import md5
+from pathlib import Path
 
 from tests.operations.test_reparse import operation
 from tests.support.project import DBT, Project
+from tests.test_pipeline import record, write
 
 ORG = "org-1"
 ODD = r"o'x\;; drop"
@@ -69,6 +72,37 @@ def test_roles_are_printed_and_parse(embedded: Project) -> None:
         assert kinds == sorted(kinds), f"{role} is granted something before all of its policies"
     names = {text.split()[-1] for text in policies}
     assert names == {"tokenledger_reader_" + md5(name.encode()).hexdigest() for name in (ORG, ODD)}
+
+
+def test_what_a_reader_of_one_organization_may_read_tells_of_no_other(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """A row policy hides rows, and not what is counted over rows of all organizations."""
+
+    def readable() -> dict[str, list[dict[str, object]]]:
+        printed = embedded.dbt(
+            *("--quiet", "run-operation", "create_roles", "--args"),
+            "{dry_run: true, organizations: [mine]}",
+        ).stdout
+        role = "tokenledger_reader_" + md5(b"mine").hexdigest()
+        found = re.findall(rf"grant select(?:\((.*)\))? on (\S+) to {role};", printed)
+        return {
+            table: embedded.query(
+                f"select {columns or '*'} from {table} where organization_id = 'mine' order by all"
+            )
+            for columns, table in found
+        }
+
+    for organizations in (["mine", "mine", "first"], ["second", "third"]):
+        path = tmp_path / f"{organizations[-1]}.ndjson"
+        write(path, [record(2, id=f"{path.stem}-{n}", org_id=organizations[n]) for n in range(2)])
+        embedded.loader(str(path))
+        embedded.dbt("run")
+        if "mine" in organizations:
+            before = readable()
+    for table in ("llm_traces", "llm_costs_daily", "llm_errors_daily"):
+        assert before[f"`llm`.{table}"], "the test shows nothing of this table"
+    assert readable() == before
 
 
 def test_the_embedded_engine_has_no_users(embedded: Project) -> None:
