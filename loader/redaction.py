@@ -629,17 +629,27 @@ def load_redactor(path: str | Path | None) -> Redactor | None:
         """Refuses a key that stands twice, of which YAML silently keeps the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
-                    message = f"`{key}` stands twice; make it one"
-                    raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+            keys: list[Any] = []
+            for key, _ in node.value:
+                if key.value in keys:
+                    line = key.start_mark.line + 1
+                    raise UsageError(f"the key in line {line} stands there twice; make it one.")
+                keys.append(key.value)
             return super().construct_mapping(node, deep)
 
     try:
         document = yaml.load(Path(path).read_text(), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"TOKENLEDGER_REDACTION {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise UsageError(
+            f"TOKENLEDGER_REDACTION {path} cannot be read: {error.strerror}."
+        ) from None
+    except UsageError as error:
+        raise UsageError(f"TOKENLEDGER_REDACTION {path}: {error}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        # Not in its own words, which repeat the text: it may be any file.
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"TOKENLEDGER_REDACTION {path} is no YAML{place}.") from None
     if not isinstance(document, dict) or not document or document.keys() - {"keys", "patterns"}:
         raise UsageError(
             f"TOKENLEDGER_REDACTION {path}: `keys` and `patterns` are what it may hold."

@@ -517,9 +517,9 @@ def test_levels_do_not_multiply(way: str) -> None:
         ("patterns: [{name: a, regex: '('}]", "regex of a"),
         ("patterns: [{name: a, regex: 'x*'}]", "matches nothing"),
         ("patterns: [{name: a}]", "a `name` and a `regex`"),
-        ("- : [", "cannot be read"),
-        ("keys: [a]\npatterns: []\nkeys: [b]", "`keys` stands twice"),
-        ("patterns: [{name: a, regex: x, regex: y}]", "`regex` stands twice"),
+        ("- : [", "is no YAML in line 1, column 3"),
+        ("keys: [a]\npatterns: []\nkeys: [b]", "key in line 3 stands there twice"),
+        ("patterns: [{name: a, regex: x, regex: y}]", "key in line 1 stands there twice"),
     ],
 )
 def test_rules_that_are_none_stop_the_program(tmp_path: Path, text: str, said: str) -> None:
@@ -529,6 +529,28 @@ def test_rules_that_are_none_stop_the_program(tmp_path: Path, text: str, said: s
         load_redactor(path)
     with pytest.raises(UsageError, match="cannot be read"):
         load_redactor(tmp_path / "missing.yml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id":"x","request_json":"private"}\n' * 2,
+        "private hunter2: [x\n",
+        '"private\\q"',
+        "a: *private",
+        "a: !private b",
+        "private: 1\nprivate: 2",
+        "private",
+        "\udcffprivate",
+    ],
+)
+def test_the_text_of_a_file_that_is_no_rules_is_in_no_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rules.yml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UsageError) as caught:
+        load_redactor(path)
+    assert "private" not in str(caught.value).replace(str(path), "")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_example_rules_are_rules() -> None:
