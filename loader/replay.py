@@ -79,7 +79,9 @@ def closed_batches(store: Store) -> str:
 def lost_batches(store: Store) -> str:
     """Write the select of what the operation `mend` took out of the ledger and did not come again.
 
-    A replay has come again where another one of the same rejects has been landed.
+    A replay has come again where another one of the same rejects has been landed, or the batch that
+    it was made of, by formats that left fewer rejects: some of its lines are rows there, and there
+    may be none to be replayed.
     """
     if "raw_lost_batches" not in store.tables():
         return "select '' as batch_id, '' as source, 0 as rejects where false"
@@ -90,6 +92,9 @@ def lost_batches(store: Store) -> str:
         f" where batch_id in (select batch_id from {lost}))"
         f" and source not in (select source from {ledger} where {_IS_REPLAY})"
         f" and batch_id not in ({closed_batches(store)})"
+        f" and batch_id not in (select replays.batch_id from {lost} as replays"
+        f" inner join {ledger} as origins on replays.source = '{REPLAY_PREFIX}' || origins.batch_id"
+        " where replays.rows + replays.rejects > origins.rejects)"
         " order by lost_at desc limit 1 by batch_id"
     )
 

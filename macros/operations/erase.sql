@@ -41,11 +41,12 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- set user = kwargs.get('user') -%}
 
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
-    {#- Behind the lock: the run that holds it may be the first, which makes it. -#}
-    {%- if 'customer' in kwargs and execute and load_relation(ref('int_traces__rebilled')) is none -%}
+    {#- Behind the lock: the run that holds it may be the first, which makes them. -#}
+    {%- set needed = [ref('int_traces__unioned'), ref('int_traces__pending'), ref('llm_traces')] + ([ref('int_traces__rebilled')] if 'customer' in kwargs else []) -%}
+    {%- for relation in needed if execute and load_relation(relation) is none -%}
         {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
-        {{ exceptions.raise_compiler_error('erase: who is charged is not known before a dbt run has made int_traces__rebilled.') }}
-    {%- endif -%}
+        {{ exceptions.raise_compiler_error('erase: whose a trace is is not known before a dbt run has made ' ~ relation.identifier ~ '. Nothing was erased.') }}
+    {%- endfor -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
     {%- if not dry_run -%}{%- do reopen_what_came_again() -%}{%- endif -%}
@@ -70,14 +71,6 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- set listed = place ~ ', organization_id::String as organization_id, toDate32(created_at) as created_date' -%}
     {%- set owned = 'select ' ~ listed ~ ' from ' ~ arrivals ~ ' where '
         ~ (conditions + ([of_user] if user is not none else [])) | join(' and ') -%}
-    {#- Or, where its own raw row is lost, by any arrival of it. -#}
-    {%- set is_of_owned_arrival = '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from (' ~ owned ~ ')) or (id, organization_id::String) in ('
-        ~ 'select id, organization_id from (' ~ owned ~ ')) and (' ~ place ~ ') not in (select ' ~ place ~ ' from ' ~ ref('int_traces__unioned')
-        ~ ' where id in (select id from (' ~ owned ~ '))))' -%}
-    {%- set is_owned = is_of_owned_arrival if user is not none
-        else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')' -%}
-    {%- set seeds = owned ~ ' union all select ' ~ listed ~ ' from ' ~ traces ~ ' where ' ~ is_owned -%}
-
     {#- The work list outlives a kill: it is what the ids are known from once raw rows are gone. -#}
     {%- set subject = [] -%}
     {%- for kind, value in kwargs | dictsort -%}{%- do subject.append(kind ~ '\n' ~ value) -%}{%- endfor -%}
@@ -91,17 +84,29 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- if others > 0 -%}
         {%- do print('note: ' ~ others ~ ' erasures for somebody else were begun and are not complete: call them again as they were.') -%}
     {%- endif -%}
-    {%- if dry_run -%}
-        {%- set going = '(' ~ seeds ~ ' union distinct ' ~ _other_arrivals('(' ~ seeds ~ ')', listed) ~ ')' -%}
-    {%- else -%}
+    {#- The arrivals that the subject owns. To ask the list costs less than to read every envelope again; only
+        a dry run writes none. -#}
+    {%- if not dry_run -%}
         {%- do run_query(
             'create table if not exists ' ~ list ~ on_cluster()
             ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date32)'
             ~ ' engine = ' ~ ledger_engine() ~ ' order by id settings ' ~ durable()
         ) -%}
-        {%- for more in [seeds, _other_arrivals(list, listed)] -%}
-            {%- do run_query('insert into ' ~ list ~ ' (' ~ place ~ ', organization_id, created_date) select distinct * from (' ~ more ~ ')') -%}
-        {%- endfor -%}
+        {%- do _list_more(list, owned) -%}
+    {%- endif -%}
+    {%- set owned_arrivals = '(' ~ owned ~ ')' if dry_run else list -%}
+    {#- Or, where its own raw row is lost, by any arrival of it. -#}
+    {%- set is_of_owned_arrival = '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from ' ~ owned_arrivals ~ ') or (id, organization_id::String) in ('
+        ~ 'select id, organization_id from ' ~ owned_arrivals ~ ') and (' ~ place ~ ') not in (select ' ~ place ~ ' from ' ~ ref('int_traces__unioned')
+        ~ ' where id in (select id from ' ~ owned_arrivals ~ ')))' -%}
+    {%- set owned_traces = 'select ' ~ listed ~ ' from ' ~ traces ~ ' where ' ~ (is_of_owned_arrival if user is not none
+        else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')') -%}
+    {%- if dry_run -%}
+        {%- set seeds = '(' ~ owned ~ ' union all ' ~ owned_traces ~ ')' -%}
+        {%- set going = '(select * from ' ~ seeds ~ ' union distinct ' ~ _other_arrivals(seeds, listed) ~ ')' -%}
+    {%- else -%}
+        {%- do _list_more(list, owned_traces) -%}
+        {%- do _list_more(list, _other_arrivals(list, listed)) -%}
         {%- set going = list -%}
     {%- endif -%}
     {%- set places = '(select ' ~ place ~ ' from ' ~ going ~ ')' -%}
@@ -130,13 +135,18 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         ).rows[0][0] | int -%}
         {%- if unknown > 0 -%}
             {%- do print('note: ' ~ unknown ~ ' batches have no raw rows any more (retention), and only those name the user. '
-                ~ 'Traces of these batches were not looked at: erase them by agent or customer.') -%}
+                ~ 'Of these batches traces go only where another arrival of theirs names the user: erase the others by agent or customer.') -%}
         {%- endif -%}
     {%- endif -%}
-    {#- Lost and not mended yet, or mended and not landed, or made, again. -#}
+    {#- Lost and not mended yet, or mended and not landed, or made, again. The beginning of a line never is, nor
+        a replay of which some lines are rows of the batch that it was made of since that was landed again. -#}
+    {%- set ledger = source('raw', 'raw_batches') -%}
     {%- set lost = run_query(
         'select uniqExact(batch_id) from (' ~ short_batches() ~ ' union distinct ' ~ lost_batches()
-        ~ ' and source not in (select source from ' ~ source('raw', 'raw_batches') ~ " where startsWith(source, 'replay/')))"
+        ~ ' and source not in (select source from ' ~ ledger ~ " where startsWith(source, 'replay/'))"
+        ~ ' and batch_id not in (select arrayJoin(continues) from ' ~ ledger ~ ')'
+        ~ ' and batch_id not in (select replays.batch_id from ' ~ source('raw', 'raw_lost_batches') ~ ' as replays inner join ' ~ ledger
+        ~ " as origins on replays.source = 'replay/' || origins.batch_id where replays.`rows` + replays.rejects > origins.rejects))"
     ).rows[0][0] | int -%}
     {%- if lost > 0 -%}
         {%- do print('note: ' ~ lost ~ ' batches have lost raw rows, which may name more of what is to go and were not looked at. '
@@ -200,6 +210,12 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {%- do free_run_lock() -%}
         {%- do print('erased. Roll-ups are made anew by the next dbt run. Backups, logs and files that were landed are not touched.') -%}
     {%- endif -%}
+{%- endmacro -%}
+
+{%- macro _list_more(list, places) -%}
+    {%- do run_query(
+        'insert into ' ~ list ~ ' (id, batch_id, position, organization_id, created_date) select distinct * from (' ~ places ~ ')'
+    ) -%}
 {%- endmacro -%}
 
 {#- Arrivals with the customer that they are, or would be, charged to. -#}

@@ -586,9 +586,11 @@ def test_what_a_lost_replay_rejected_is_no_reject_where_its_batch_has_landed_it(
     assert replay(store) == (1, 2)
     lose(store, "/%", "raw_traces", "raw_rejects")
     lose(store, "replay/%", "raw_traces")
+    assert collect_status(store)["lost_batches"] == 2
     land(store, path, text, NEWER)
     assert len(lines(store)) == 3
     assert listed(store) == [("not_json", 4)]
+    assert collect_status(store)["lost_batches"] == 0
 
 
 def test_a_batch_of_which_a_replayed_line_was_erased_gets_no_other_rejects(

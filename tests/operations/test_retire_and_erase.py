@@ -346,6 +346,26 @@ def test_what_lost_rows_may_hide_is_named(embedded: Project, tmp_path: Path) -> 
     ) == [{"rows": 5, "theirs": 0}]
 
 
+def test_what_will_not_come_again_is_not_named_as_lost(embedded: Project, tmp_path: Path) -> None:
+    """The beginning of a line that is there whole, and a replay of what is a row by now."""
+    path = tmp_path / "a.ndjson"
+    line = json.dumps(record(1, step_id="x" * 1000))
+    embedded.env["TOKENLEDGER_MAX_RECORD_BYTES"] = "500"
+    for text in (line[:30], line + "\n"):
+        path.write_text(text)
+        embedded.loader(str(path), expect=1)
+    del embedded.env["TOKENLEDGER_MAX_RECORD_BYTES"]
+    embedded.loader("rejects", "--replay")
+    embedded.dbt("run", *PLAIN)
+    for table in ("raw_traces", "raw_rejects"):
+        embedded.query(f"alter table {table} delete where 1 settings mutations_sync = 2")
+    operation(embedded, "mend")
+    nobody = "{user: nobody, dry_run: true}"
+    assert "3 batches have lost raw rows" in operation(embedded, "erase", nobody)
+    embedded.loader(str(path))
+    assert "have lost raw rows" not in operation(embedded, "erase", nobody)
+
+
 def test_what_may_come_back_of_unfinished_batches_is_counted(
     embedded: Project, tmp_path: Path
 ) -> None:
@@ -392,9 +412,17 @@ def test_a_trace_takes_the_beginning_of_its_line_that_was_landed_before(
     assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
 
 
+@pytest.mark.parametrize("subject", ["user: u", "customer: c"])
 def test_the_beginning_of_a_line_goes_however_the_line_became_a_trace(
-    embedded: Project, tmp_path: Path
+    embedded: Project, tmp_path: Path, subject: str
 ) -> None:
+    """The customer is known from a subscription alone, and no line names him."""
+    accounts = tmp_path / "accounts.csv"
+    accounts.write_text(
+        "organization_id,valid_from,plan_type,cost_source,customer_id\n"
+        "gone,2026-01-01T00:00:00Z,pro,credits,c\n"
+    )
+    embedded.loader("billing", str(accounts))
     limit = "TOKENLEDGER_MAX_RECORD_BYTES"
     line = json.dumps(
         {"request_json": "private"} | record(2, org_id="gone", step_id="x" * 200, user_id="u")
@@ -407,9 +435,9 @@ def test_the_beginning_of_a_line_goes_however_the_line_became_a_trace(
             embedded.loader(str(path), expect=None)
     del embedded.env[limit]
     embedded.loader("rejects", "--replay", expect=None)
-    embedded.dbt("run", *PLAIN)
+    embedded.dbt("run", *PLAIN, "+int_traces__rebilled")
     assert embedded.value("select uniqExact(source) from raw_rejects where length(raw) = 30") == 2
-    operation(embedded, "erase", "{user: u}")
+    operation(embedded, "erase", f"{{{subject}}}")
     assert embedded.value("select count() from raw_rejects") == 0
     assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
 

@@ -40,12 +40,13 @@ def test_a_second_run_refuses_clearly_while_another_holds_it(server: Project) ->
     assert "another run holds the store" in printed
 
 
-def test_erasing_by_customer_looks_at_what_there_is_behind_the_lock(server: Project) -> None:
+def test_erasing_looks_at_what_there_is_behind_the_lock(server: Project) -> None:
     """The run that holds the lock may be the first, and about to make what is looked for."""
+    unknown = "whose a trace is is not known before a dbt run"
+    assert unknown in operation(server, "erase", "{organization: x}", expect=1)
     server.dbt("run", "--select", "+llm_traces")
     server.query("drop view if exists int_traces__rebilled")
     customer = "{customer: x}"
-    unknown = "who is charged is not known before a dbt run"
     assert unknown in operation(server, "erase", customer, expect=1)
     (lock,) = server.query(LOCKS)
     assert lock["comment"].startswith("free "), "refusing holds nothing"
