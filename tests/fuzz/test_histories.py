@@ -1,11 +1,12 @@
-"""Histories of a file, its rejects and what is lost of both: each line in one place at the end.
+"""Histories of files, streams, rejects and what is lost of them: each line in one place at the end.
 
-A history is a list of steps, drawn at random: the file grows, at times by a part of a line; it is
-landed, and its rejects are replayed, by other formats and limits each time, and some of it is
-killed before the ledger row; rows of some batches are lost, and mended at once or later. Then all
-that is there is landed and replayed by the newest formats. `FUZZ_HISTORIES` says how many (default
-10; `make fuzz` runs 1,000), `FUZZ_SEED` repeats a run. The seed of a history that fails is in its
-message, with its steps.
+A history is a list of steps, drawn at random: one of two files grows, at times by a part of a line,
+or gives its place to another, or an older one is put back; streams are sent, and sent again with
+more behind them; all is landed, and rejects are replayed, by other formats and limits each time,
+and some of it is killed before the ledger row; rows of some batches are lost, and mended at once or
+later. Then all that ever stood anywhere is landed again, and replayed, by the newest formats.
+`FUZZ_HISTORIES` says how many (default 10; `make fuzz` runs 1,000), `FUZZ_SEED` repeats a run. The
+seed of a history that fails is in its message, with its steps.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import os
 import random
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from loader.formats import Format, Framer
 from loader.landing import Summary, land_source, place_batch
 from loader.replay import LINE, replay_rejects
 from loader.settings import Settings
-from loader.sources import find_sources
+from loader.sources import Source, find_sources
 from loader.store import Store
 from loader.verbs.rejects import list_rejects
 from tests.support.losses import take_out_of_ledger
@@ -46,64 +49,143 @@ class Killed(Exception):
     """The loader is gone."""
 
 
-class History:
-    """One history: the file, what it holds, and the store that it is landed in."""
+@dataclass
+class File:
+    """What stood at a path, one after the other; the last one stands there, but for its end."""
 
-    def __init__(self, store: Store, path: Path, seed: int) -> None:
+    path: Path
+    generations: list[bytes]
+    unwritten: int = 0
+
+    def write(self, generation: int = -1) -> None:
+        """Put what is written of one of them in its place."""
+        text = self.generations[generation]
+        written = len(text) - (self.unwritten if generation == -1 else 0)
+        self.path.write_bytes(text[:written])
+
+
+class History:
+    """One history: the files and streams, what they hold, and the store they are landed in."""
+
+    batch_bytes: tuple[int, ...] = (60, 200, 10**7)
+    record_bytes: tuple[int, ...] = (25, 50, 10**6)
+    lost_tables: tuple[tuple[str, ...], ...] = (TABLES[:1], TABLES[1:2], TABLES[:2])
+
+    def __init__(self, store: Store, folder: Path, seed: int) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
         self.store = store
-        self.path = path
-        self.path.write_bytes(b"")
-        self.unwritten = b""
+        self.files = [File(folder / name, [b""]) for name in ("a.ndjson", "b.ndjson")]
+        self.pipe = folder / "pipe"
+        self.streams: list[bytes] = []
         self.lines: list[bytes] = []
         self.steps: list[object] = []
         builtin = Framer.from_file().formats
         self.framers = [Framer([*builtin, *FORMATS[:count]]) for count in range(3)]
         self.newest = 0
-        for table in TABLES:
-            store.command(f"truncate table {store.table(table)}")
+        for file in self.files:
+            file.write()
 
     def live(self) -> None:
         """Go through a few steps, and then bring back what can be brought back."""
-        steps = [self.grow, self.grow, self.land, self.land, self.replay, self.lose, self.mend]
-        for _ in range(self.random.randint(4, 14)):
-            self.random.choice(steps)()
+        for _ in range(self.random.randint(4, 18)):
+            self.random.choice(self.all_steps())()
             if self.random.random() < 0.2:
                 self.newest = min(self.newest + 1, len(FORMATS))
         self.mend()
-        self.write(self.unwritten)
         self.newest = len(FORMATS)
         self.steps.append("at last")
         for _ in range(2):
-            self.land_by(self.framers[-1], Settings())
-            replay_rejects(self.store, self.framers[-1], Settings())
+            self.land_all()
             self.mend()
 
-    def grow(self) -> None:
-        text = self.unwritten
+    def all_steps(self) -> list[Callable[[], None]]:
+        often = [self.grow, self.land, self.replay, self.lose]
+        return [*often, *often, self.mend, self.replace, self.put_back, self.send]
+
+    def land_all(self) -> None:
+        """Land all that ever stood anywhere, and replay."""
+        for file in self.files:
+            file.unwritten = 0
+            for generation in range(len(file.generations)):
+                file.write(generation)
+                self.land_by(self.source_of(file), self.framers[-1], Settings())
+        for stream in self.streams:
+            self.land_by(self.source_of(stream), self.framers[-1], Settings())
+        replay_rejects(self.store, self.framers[-1], Settings())
+
+    def some_lines(self) -> bytes:
+        """Make lines that are in no other place, of each kind some."""
+        text = b""
         for _ in range(self.random.randint(1, 4)):
             number = len(self.lines)
-            key = self.random.choice((*KEYS, ""))
-            line = json.dumps({key: number, "pad": "y" * self.random.choice((0, 40))}).encode()
-            self.lines.append(line if key else b"no json %06d." % number)
+            self.lines.append(self.line(number))
             text += self.lines[-1] + b"\n" * self.random.choice((1, 1, 1, 2))
-        cut = self.random.choice((0, 0, 0, self.random.randint(1, 30)))
-        self.unwritten = text[len(text) - cut :]
-        self.write(text[: len(text) - cut])
-        self.steps.append(("grow", len(self.lines), cut))
+        return text
 
-    def write(self, text: bytes) -> None:
-        with self.path.open("ab") as file:
-            file.write(text)
+    def line(self, number: int) -> bytes:
+        key = self.random.choice((*KEYS, ""))
+        if not key:
+            return b"no json %06d." % number
+        return json.dumps({key: number, "pad": "y" * self.random.choice((0, 40))}).encode()
+
+    def grow(self) -> None:
+        file = self.random.choice(self.files)
+        file.generations[-1] += self.some_lines()
+        file.unwritten = self.random.choice((0, 0, 0, self.random.randint(1, 30)))
+        file.write()
+        self.steps.append(("grow", file.path.name, len(self.lines), file.unwritten))
+
+    def replace(self) -> None:
+        """Another file takes the place; what was not written of the old one is kept."""
+        file = self.random.choice(self.files)
+        file.generations.append(b"")
+        file.unwritten = 0
+        self.grow() if self.random.random() < 0.5 else file.write()
+        self.steps.append(("replace", file.path.name))
+
+    def put_back(self) -> None:
+        """An older file stands in the place for a while, and is landed, or not."""
+        file = self.random.choice(self.files)
+        generation = self.random.randrange(len(file.generations))
+        file.write(generation - len(file.generations))
+        self.steps.append(("put back", file.path.name, generation))
+        if self.random.random() < 0.7:
+            self.land_some(self.source_of(file))
+        file.write()
+
+    def send(self) -> None:
+        """A stream: a new one, or one of before from its first byte, with more behind it or not."""
+        if not self.streams or self.random.random() < 0.3:
+            self.streams.append(self.some_lines())
+        index = self.random.randrange(len(self.streams))
+        if self.random.random() < 0.3:
+            self.streams[index] += self.some_lines()
+        self.steps.append(("send", index, len(self.lines)))
+        self.land_some(self.source_of(self.streams[index]))
+
+    def source_of(self, what: File | bytes) -> Source:
+        if isinstance(what, File):
+            (source,), _ = find_sources([str(what.path)])
+            return source
+        self.pipe.write_bytes(what)
+        return Source("stdin", str(self.pipe), is_file=False)
 
     def land(self) -> None:
+        self.land_some(self.source_of(self.random.choice(self.files)))
+
+    def land_some(self, source: Source) -> None:
+        # A stream is to be sent again by the same limits or higher ones.
+        draw = self.random if source.is_file else random.Random(self.seed)
         settings = Settings(
-            batch_lines=self.random.choice((1, 2, 3, 5000)),
-            batch_bytes=self.random.choice((60, 200, 10**7)),
-            max_record_bytes=self.random.choice((25, 50, 10**6)),
+            batch_lines=draw.choice((1, 2, 3, 5000)),
+            batch_bytes=draw.choice(self.batch_bytes),
+            max_record_bytes=self.random.choice(self.record_bytes),
         )
         survives = self.random.choice((0, 1, 2, 99, 99, 99))
-        self.steps.append(("land", self.newest, settings.max_record_bytes, survives))
+        self.steps.append(
+            ("land", source.name[-8:], self.newest, settings.max_record_bytes, survives)
+        )
         records, landed = loader.landing.record_batch, 0
 
         def record(*given: Any, **options: Any) -> None:
@@ -116,14 +198,13 @@ class History:
         # It may say that lines would be hidden by these limits, and land nothing.
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed, SourceError):
             patch.setattr(loader.landing, "record_batch", record)
-            self.land_by(self.framers[self.newest], settings)
+            self.land_by(source, self.framers[self.newest], settings)
 
-    def land_by(self, framer: Framer, settings: Settings) -> None:
-        (source,), _ = find_sources([str(self.path)])
+    def land_by(self, source: Source, framer: Framer, settings: Settings) -> None:
         land_source(self.store, source, framer, settings, Summary())
 
     def replay(self) -> None:
-        settings = Settings(max_record_bytes=self.random.choice((25, 50, 10**6)))
+        settings = Settings(max_record_bytes=self.random.choice(self.record_bytes))
         is_killed = self.random.random() < 0.25
         self.steps.append(("replay", self.newest, settings.max_record_bytes, is_killed))
 
@@ -144,7 +225,7 @@ class History:
         lost = self.random.sample(
             batches, min(len(batches), self.random.choice((1, 1, 2, 3, len(batches))))
         )
-        tables = self.random.choice((TABLES[:1], TABLES[1:2], TABLES[:2]))
+        tables = self.random.choice(self.lost_tables)
         self.steps.append(("lose", [batch_id[:6] + batch_id[32:39] for batch_id in lost], tables))
         for table in tables:
             self.store.command(
@@ -197,7 +278,9 @@ def test_each_line_is_in_one_place_whatever_happened(opened_store: Store, tmp_pa
     opened_store.ensure_raw_tables()
     print(f"FUZZ_SEED={SEED} FUZZ_HISTORIES={HISTORIES}")
     for seed in range(SEED, SEED + HISTORIES):
-        history = History(opened_store, tmp_path / "a.ndjson", seed)
+        for table in TABLES:
+            opened_store.command(f"truncate table {opened_store.table(table)}")
+        history = History(opened_store, tmp_path, seed)
         try:
             history.live()
             history.check()

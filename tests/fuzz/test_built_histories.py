@@ -1,0 +1,189 @@
+"""Histories as in test_histories, with `dbt run`, `mend` and `erase` between their steps.
+
+At the end each trace that nobody erased is in `llm_traces` and has a cost, once, whatever was lost
+of raw tables, of what was built of them and of the ledgers; and of those that were erased nothing
+is left, though everything is landed again. `FUZZ_BUILT` says how many (default 1), `FUZZ_SEED`
+repeats a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from loader.formats import Framer
+from loader.settings import Settings
+from loader.store import Store, open_store
+from loader.verbs.rejects import list_rejects
+from tests.fuzz.test_histories import History
+from tests.operations.test_reparse import operation
+from tests.operations.test_retire_and_erase import PLAIN
+from tests.support.project import Project
+from tests.test_pipeline import record
+
+HISTORIES = int(os.environ.get("FUZZ_BUILT", "1"))
+SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.randrange(1, 2**31)
+BUILT = ("llm_traces", "llm_trace_costs", "transformed_batches", "costed_batches")
+
+
+class BuiltHistory(History):
+    """A history of a project; its store is open only while dbt is not at work."""
+
+    batch_bytes = (300, 1500, 10**7)
+    record_bytes = (100, 600, 10**6)
+
+    def __init__(self, project: Project, folder: Path, seed: int) -> None:
+        self.project = project
+        self._store: Store | None = None
+        super().__init__(self.store, folder, seed)
+        builtin = Framer.from_file().formats
+        self.framers = [Framer(list(builtin[:count])) for count in (0, 1, len(builtin))]
+        self.erased: list[dict[str, str]] = []
+        self.owners: list[dict[str, str]] = []
+
+    @property
+    def store(self) -> Store:
+        if self._store is None:
+            self._store = open_store(Settings(chdb_path=Path(self.project.env["CHDB_PATH"])))
+            self._store.ensure_raw_tables()
+        return self._store
+
+    @store.setter
+    def store(self, store: Store) -> None:
+        self._store = store
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def all_steps(self) -> list[object]:  # type: ignore[override]
+        return [*super().all_steps(), self.run, self.run, self.erase]
+
+    def line(self, number: int) -> bytes:
+        owner = {
+            "organization": f"org-{self.random.randrange(2)}",
+            "user": f"user-{self.random.randrange(3)}",
+        }
+        self.owners.append(owner)
+        if self.random.random() < 0.2:
+            text = json.dumps(list(owner.values()))
+            return f"{number:06d} is no json {text}".encode()
+        made = {"mark": f"{number:06d}"} | record(
+            number, org_id=owner["organization"], user_id=owner["user"]
+        )
+        made["step_id"] = "y" * self.random.choice((1, 300))
+        if self.random.random() < 0.5:
+            del made["id"]
+        return json.dumps(made).encode()
+
+    def run(self) -> None:
+        self.close()
+        self.steps.append(("run",))
+        self.project.dbt("run", *PLAIN)
+
+    def mend(self) -> None:
+        self.close()
+        self.steps.append(("mend",))
+        operation(self.project, "mend")
+
+    def erase(self) -> None:
+        owner = {
+            "organization": f"org-{self.random.randrange(2)}",
+            "user": f"user-{self.random.randrange(3)}",
+        }
+        if self.random.random() < 0.7:
+            del owner["organization"]
+        self.erased.append(owner)
+        self.erase_again(owner)
+
+    def erase_again(self, owner: dict[str, str]) -> None:
+        self.close()
+        self.steps.append(("erase", owner))
+        operation(self.project, "erase", json.dumps(owner))
+
+    def lose_built(self) -> None:
+        table = self.random.choice(BUILT)
+        (batches,) = self.store.query(
+            f"select groupUniqArray(batch_id) from {self.store.table(table)}"
+        )
+        lost = self.random.sample(sorted(batches[0]), min(len(batches[0]), 2))
+        self.steps.append(("lose", table, [batch_id[:6] + batch_id[32:39] for batch_id in lost]))
+        self.store.command(
+            f"alter table {self.store.table(table)} delete"
+            f" where batch_id in {{lost:Array(String)}} settings mutations_sync = 2",
+            {"lost": lost},
+        )
+        self.mend()
+
+    def lose(self) -> None:
+        if self.random.random() < 0.4:
+            self.lose_built()
+        else:
+            super().lose()
+
+    def live(self) -> None:
+        self.run()
+        for _ in range(self.random.randint(8, 20)):
+            self.random.choice(self.all_steps())()  # type: ignore[operator]
+            if self.random.random() < 0.2:
+                self.newest = min(self.newest + 1, 2)
+        self.mend()
+        self.steps.append("at last")
+        for _ in range(2):
+            self.land_all()
+            self.run()
+        for owner in self.erased:
+            self.erase_again(owner)
+        self.land_all()
+        self.run()
+
+    def is_erased(self, number: int) -> bool:
+        return any(owner.items() <= self.owners[number].items() for owner in self.erased)
+
+    def check(self) -> None:
+        stay = {number for number in range(len(self.lines)) if not self.is_erased(number)}
+        records = {number for number, line in enumerate(self.lines) if line[:1] == b"{"}
+        names = [self.store.table(name) for name in ("llm_traces", "llm_trace_costs")]
+        traces, costs = names
+        found = self.store.query(f"select prompt_tokens, id from {traces}")
+        assert Counter(number for number, _ in found) == Counter(records & stay)
+        charged = self.store.query(f"select id from {costs}")
+        assert Counter(id_ for (id_,) in charged) == Counter(id_ for _, id_ in found)
+        listed = Counter(each["head"] for each in list_rejects(self.store, 10**6, True))
+        assert listed == Counter(self.lines[number].decode() for number in stay - records)
+        left = [
+            text
+            for table, column in (("raw_traces", "envelope_json"), ("raw_rejects", "raw"))
+            for (text,) in self.store.query(
+                f"select toValidUTF8({column}) from {self.store.table(table)}"
+            )
+        ]
+        marks = [int(mark[0]) for text in left if (mark := re.findall(r"^\D{0,12}(\d{6})", text))]
+        assert [mark for mark in marks if self.is_erased(mark)] == []
+
+
+@pytest.mark.long
+def test_each_trace_is_charged_once_and_what_is_erased_stays_away(tmp_path: Path) -> None:
+    print(f"FUZZ_SEED={SEED} FUZZ_BUILT={HISTORIES}")
+    for seed in range(SEED, SEED + HISTORIES):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        project = Project(folder / "project", {"CHDB_PATH": str(folder / "warehouse")})
+        history = BuiltHistory(project, folder, seed)
+        try:
+            history.live()
+            history.check()
+        except BaseException as error:
+            steps = "\n".join(map(str, history.steps))
+            raise AssertionError(
+                f"the history of FUZZ_SEED={seed} FUZZ_BUILT=1:\n{steps}"
+            ) from error
+        finally:
+            history.close()
