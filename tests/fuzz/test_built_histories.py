@@ -67,7 +67,7 @@ class BuiltHistory(History):
             self._store = None
 
     def all_steps(self) -> list[object]:  # type: ignore[override]
-        return [*super().all_steps(), self.run, self.run, self.erase]
+        return [*super().all_steps(), self.run, self.run, self.run_all, self.erase]
 
     def line(self, number: int) -> bytes:
         owner = {
@@ -106,6 +106,9 @@ class BuiltHistory(History):
             with contextlib.suppress(TimeoutExpired):
                 process.wait(seconds)
             process.kill()
+
+    def run_all(self) -> None:
+        self.dbt("run")
 
     def run(self) -> None:
         self.dbt("run", *PLAIN)
@@ -147,6 +150,8 @@ class BuiltHistory(History):
             super().lose()
 
     def live(self) -> None:
+        self.close()
+        self.project.loader("prices")
         self.run()
         for _ in range(self.random.randint(8, 20)):
             self.random.choice(self.all_steps())()  # type: ignore[operator]
@@ -160,7 +165,7 @@ class BuiltHistory(History):
         for owner in self.erased:
             self.erase_again(owner)
         self.land_all()
-        self.run()
+        self.dbt("run")
 
     def is_erased(self, number: int) -> bool:
         return any(owner.items() <= self.owners[number].items() for owner in self.erased)
@@ -172,8 +177,20 @@ class BuiltHistory(History):
         traces, costs = names
         found = self.store.query(f"select prompt_tokens, id from {traces}")
         assert Counter(number for number, _ in found) == Counter(records & stay - self.same)
-        charged = self.store.query(f"select id from {costs}")
-        assert Counter(id_ for (id_,) in charged) == Counter(id_ for _, id_ in found)
+        charged = self.store.query(
+            f"select id, organization_id, toDate32(created_at), total_cost_usd from {costs}"
+        )
+        assert Counter(row[0] for row in charged) == Counter(id_ for _, id_ in found)
+        assert all(row[3] > 0 for row in charged)
+        by_day = Counter[tuple[object, ...]]()
+        for _, *day, cost in charged:
+            by_day[tuple(day)] += cost
+        rolled_up = self.store.query(
+            "select organization_id, usage_date, sum(total_cost_usd), sum(calls)"
+            f" from {self.store.table('llm_costs_daily')} group by organization_id, usage_date"
+        )
+        assert {(row[0], row[1]): row[2] for row in rolled_up} == by_day
+        assert sum(row[3] for row in rolled_up) == len(found)
         listed = Counter(each["head"] for each in list_rejects(self.store, 10**6, True))
         assert listed == Counter(self.lines[number].decode() for number in stay - records)
         left = [
