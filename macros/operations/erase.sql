@@ -54,6 +54,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- set llm_traces = ref('llm_traces') -%}
     {%- set raw_traces = source('raw', 'raw_traces') -%}
     {%- set raw_rejects = source('raw', 'raw_rejects') -%}
+    {%- set raw_batches = source('raw', 'raw_batches') -%}
     {%- set retired = source('operations', 'retired_batches') -%}
     {%- set arrivals = _billed_arrivals() if 'customer' in kwargs else ref('int_traces__unioned') -%}
     {%- set traces = ref('int_traces__rebilled') if 'customer' in kwargs else llm_traces -%}
@@ -71,12 +72,12 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- set listed = place ~ ', organization_id::String as organization_id, toDate32(created_at) as created_date' -%}
     {%- set owned = 'select ' ~ listed ~ ' from ' ~ arrivals ~ ' where '
         ~ (conditions + ([of_user] if user is not none else [])) | join(' and ') -%}
-    {#- The work list outlives a kill: it is what the ids are known from once raw rows are gone. -#}
+    {#- The list outlives a kill: it is what the ids are known from once raw rows are gone. That of a dry run is
+        its own, and goes. -#}
     {%- set subject = [] -%}
     {%- for kind, value in kwargs | dictsort -%}{%- do subject.append(kind ~ '\n' ~ value) -%}{%- endfor -%}
-    {%- set list = api.Relation.create(
-        database='', schema=target.schema, identifier='erase_list_' ~ local_md5(subject | join('\n'))
-    ) -%}
+    {%- set list_name = 'erase_dry_run_' ~ local_md5(invocation_id) if dry_run else 'erase_list_' ~ local_md5(subject | join('\n')) -%}
+    {%- set list = api.Relation.create(database='', schema=target.schema, identifier=list_name) -%}
     {%- set others = run_query(
         'select count() from system.tables where database = ' ~ sql_text(target.schema)
         ~ " and startsWith(name, 'erase_list_') and total_rows > 0 and name != " ~ sql_text(list.identifier)
@@ -84,44 +85,38 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- if others > 0 -%}
         {%- do print('note: ' ~ others ~ ' erasures for somebody else were begun and are not complete: call them again as they were.') -%}
     {%- endif -%}
-    {#- The arrivals that the subject owns. To ask the list costs less than to read every envelope again; only
-        a dry run writes none. -#}
-    {%- if not dry_run -%}
-        {%- do run_query(
-            'create table if not exists ' ~ list ~ on_cluster()
-            ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date32)'
-            ~ ' engine = ' ~ ledger_engine() ~ ' order by id settings ' ~ durable()
-        ) -%}
-        {%- do _list_more(list, owned) -%}
-    {%- endif -%}
-    {%- set owned_arrivals = '(' ~ owned ~ ')' if dry_run else list -%}
-    {#- Or, where its own raw row is lost, by any arrival of it. -#}
-    {%- set is_of_owned_arrival = '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from ' ~ owned_arrivals ~ ') or (id, organization_id::String) in ('
-        ~ 'select id, organization_id from ' ~ owned_arrivals ~ ') and (' ~ place ~ ') not in (select ' ~ place ~ ' from ' ~ ref('int_traces__unioned')
-        ~ ' where id in (select id from ' ~ owned_arrivals ~ ')))' -%}
-    {%- set owned_traces = 'select ' ~ listed ~ ' from ' ~ traces ~ ' where ' ~ (is_of_owned_arrival if user is not none
-        else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')') -%}
-    {%- if dry_run -%}
-        {%- set seeds = '(' ~ owned ~ ' union all ' ~ owned_traces ~ ')' -%}
-        {%- set going = '(select * from ' ~ seeds ~ ' union distinct ' ~ _other_arrivals(seeds, listed) ~ ')' -%}
-    {%- else -%}
-        {%- do _list_more(list, owned_traces) -%}
-        {%- do _list_more(list, _other_arrivals(list, listed)) -%}
-        {%- set going = list -%}
-    {%- endif -%}
-    {%- set places = '(select ' ~ place ~ ' from ' ~ going ~ ')' -%}
+    {%- do run_query(
+        'create table if not exists ' ~ list ~ on_cluster()
+        ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date32)'
+        ~ ' engine = ' ~ ledger_engine() ~ ' order by id settings ' ~ durable()
+    ) -%}
+    {#- What the subject owns; or, where its own raw row is lost, by any arrival of it. The list is asked for
+        what is owned, as every envelope would be read again otherwise. -#}
+    {%- set is_of_owned_arrival = '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from ' ~ list ~ ') or (id, organization_id::String) in ('
+        ~ 'select id, organization_id from ' ~ list ~ ') and (' ~ place ~ ') not in (select ' ~ place ~ ' from ' ~ ref('int_traces__unioned')
+        ~ ' where id in (select id from ' ~ list ~ ')))' -%}
+    {%- set is_owned = is_of_owned_arrival if user is not none
+        else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')' -%}
+    {%- for more in [
+        owned,
+        'select ' ~ listed ~ ' from ' ~ traces ~ ' where ' ~ is_owned,
+        _other_arrivals(list, listed),
+    ] -%}
+        {%- do run_query('insert into ' ~ list ~ ' (' ~ place ~ ', organization_id, created_date) select distinct * from (' ~ more ~ ')') -%}
+    {%- endfor -%}
+    {%- set places = '(select ' ~ place ~ ' from ' ~ list ~ ')' -%}
 
     {%- set needles = [] -%}
     {%- for value in kwargs.values() -%}
         {%- do needles.append(names_text('raw', value)) -%}
     {%- endfor -%}
     {%- set by_content = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ') -%}
-    {%- set owned_rejects = by_content ~ ' or (' ~ line ~ ') in (select ' ~ line ~ ' from ' ~ going
-        ~ ') or (batch_id, position) in (' ~ _begun_lines(going) ~ ') or (batch_id, position) in (' ~ _begun_lines('(' ~ by_content ~ ')') ~ ')' -%}
+    {%- set owned_rejects = by_content ~ ' or (' ~ line ~ ') in (select ' ~ line ~ ' from ' ~ list
+        ~ ') or (batch_id, position) in (' ~ _begun_lines(list) ~ ') or (batch_id, position) in (' ~ _begun_lines('(' ~ by_content ~ ')') ~ ')' -%}
 
     {%- set report = run_query(
         "select * from (select 'raw_traces' as `table`, count() as `rows` from " ~ raw_traces
-        ~ " where (batch_id, position) in (select batch_id, position from " ~ going ~ ")"
+        ~ " where (batch_id, position) in (select batch_id, position from " ~ list ~ ")"
         ~ " union all select 'raw_rejects', count() from (" ~ owned_rejects ~ ")"
         ~ " union all select 'llm_traces', count() from " ~ llm_traces ~ " where (" ~ place ~ ") in " ~ places
         ~ ") order by `table`"
@@ -140,12 +135,11 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- endif -%}
     {#- Lost and not mended yet, or mended and not landed, or made, again. The beginning of a line never is, nor
         a replay of which some lines are rows of the batch that it was made of since that was landed again. -#}
-    {%- set ledger = source('raw', 'raw_batches') -%}
     {%- set lost = run_query(
         'select uniqExact(batch_id) from (' ~ short_batches() ~ ' union distinct ' ~ lost_batches()
-        ~ ' and source not in (select source from ' ~ ledger ~ " where startsWith(source, 'replay/'))"
-        ~ ' and batch_id not in (select arrayJoin(continues) from ' ~ ledger ~ ')'
-        ~ ' and batch_id not in (select replays.batch_id from ' ~ source('raw', 'raw_lost_batches') ~ ' as replays inner join ' ~ ledger
+        ~ ' and source not in (select source from ' ~ raw_batches ~ " where startsWith(source, 'replay/'))"
+        ~ ' and batch_id not in (select arrayJoin(continues) from ' ~ raw_batches ~ ')'
+        ~ ' and batch_id not in (select replays.batch_id from ' ~ source('raw', 'raw_lost_batches') ~ ' as replays inner join ' ~ raw_batches
         ~ " as origins on replays.source = 'replay/' || origins.batch_id where replays.`rows` + replays.rejects > origins.rejects))"
     ).rows[0][0] | int -%}
     {%- if lost > 0 -%}
@@ -156,8 +150,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
 
     {#- A loader was killed, or is at work. A file that grew since is cut otherwise: its batch is another one. -#}
     {%- set unfinished = run_query(
-        'select count() from (select batch_id from ' ~ raw_traces ~ ' where (batch_id, position) in (select batch_id, position from ' ~ going
-        ~ ') union all select batch_id from (' ~ owned_rejects ~ ')) where batch_id not in (select batch_id from ' ~ source('raw', 'raw_batches')
+        'select count() from (select batch_id from ' ~ raw_traces ~ ' where (batch_id, position) in (select batch_id, position from ' ~ list
+        ~ ') union all select batch_id from (' ~ owned_rejects ~ ')) where batch_id not in (select batch_id from ' ~ raw_batches
         ~ ') and batch_id not in (select batch_id from ' ~ source('raw', 'raw_lost_batches') ~ ')'
     ).rows[0][0] | int -%}
     {%- if unfinished > 0 -%}
@@ -206,16 +200,12 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             ~ " select " ~ sql_text(kinds | join(', ')) ~ ", lower(hex(SHA256(" ~ sql_text(kwargs.values() | join('\n')) ~ "))), "
             ~ report.rows[2][1] ~ ", " ~ report.rows[1][1] ~ ", " ~ report.rows[0][1] ~ ", now64(3, 'UTC')"
         ) -%}
-        {%- do run_query('drop table if exists ' ~ list ~ on_cluster() ~ ' sync') -%}
+    {%- endif -%}
+    {%- do run_query('drop table if exists ' ~ list ~ on_cluster() ~ ' sync') -%}
+    {%- if not dry_run -%}
         {%- do free_run_lock() -%}
         {%- do print('erased. Roll-ups are made anew by the next dbt run. Backups, logs and files that were landed are not touched.') -%}
     {%- endif -%}
-{%- endmacro -%}
-
-{%- macro _list_more(list, places) -%}
-    {%- do run_query(
-        'insert into ' ~ list ~ ' (id, batch_id, position, organization_id, created_date) select distinct * from (' ~ places ~ ')'
-    ) -%}
 {%- endmacro -%}
 
 {#- Arrivals with the customer that they are, or would be, charged to. -#}
@@ -385,10 +375,10 @@ having argMax(raw_table, retired_at) = '{{ raw_table }}'
             {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
         {%- endif -%}
     {%- endfor -%}
-    {#- What a killed run or reparse left beside them. -#}
+    {#- What a killed run, reparse or dry run left beside them. -#}
     {%- set leftovers = run_query(
         'select name from system.tables where database = ' ~ sql_text(target.schema)
-        ~ " and (name in ('llm_traces__reparse', 'llm_traces_reparsed') or match(name, '__dbt_(backup|tmp|new_data.*)$'))"
+        ~ " and (name in ('llm_traces__reparse', 'llm_traces_reparsed') or startsWith(name, 'erase_dry_run_') or match(name, '__dbt_(backup|tmp|new_data.*)$'))"
     ) -%}
     {%- for row in leftovers.rows -%}
         {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ row[0] ~ '`' ~ on_cluster() ~ ' sync') -%}

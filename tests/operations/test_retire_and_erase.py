@@ -536,6 +536,7 @@ def test_a_replayed_trace_takes_the_reject_that_it_was(embedded: Project, tmp_pa
     said = operation(embedded, "erase", "{customer: cus-0, dry_run: true}")
     gone = [line for line in lines if line % 3 == 0]
     assert f"| raw_rejects | {sum(copies[line] for line in gone):>4} |" in said
+    assert embedded.query("show tables like 'erase_%'") == [], "a dry run leaves no list"
     for customer, number in (("cus-0", 0), ("cus-1", 1)):
         operation(embedded, "erase", f"{{customer: {customer}}}")
         copies = {line: count for line, count in copies.items() if line % 3 != number}
@@ -741,14 +742,15 @@ def test_a_rebuild_is_refused_where_raw_rows_are_lost(embedded: Project, tmp_pat
         " where endsWith(source, 'a.ndjson')) settings mutations_sync = 2,"
         " allow_nondeterministic_mutations = 1"
     )
-    for state in ("lost", "mended", "landed again, and lost from the ledger"):
+    for state in ("lost", "mended", "landed again, and lost from the ledgers"):
         if state == "mended":
             operation(embedded, "mend")
         elif state != "lost":
             embedded.loader(str(lost))
             embedded.query(
                 "alter table raw_batches delete where endsWith(source, 'a.ndjson')"
-                " settings mutations_sync = 2"
+                " settings mutations_sync = 2",
+                "truncate table raw_lost_batches",
             )
         done = embedded.dbt(
             *("run", "--full-refresh", "--vars", "rebuild_llm_traces: true"), expect=None
