@@ -115,7 +115,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {{ exceptions.raise_compiler_error(
             'mend: what is lost of ' ~ forgotten ~ ' stands in no other table: what landed, and where it was cut, or what '
             ~ 'was erased. Restore a backup; nothing was done. Where there is none: --args "{forget: true}" goes on without. Then '
-            ~ 'a file that is landed again is landed from its beginning, its records without an id as other traces; and what '
+            ~ 'a file that is landed again is landed from its beginning, and what killed loaders left over is built, records without an id as other traces; and what '
             ~ 'was erased comes back where it is landed again: erase it again.'
         ) }}
     {%- endif -%}

@@ -5,13 +5,14 @@
         partition_by='toYYYYMM(usage_date)',
         order_by=['usage_date', 'provider', 'model', 'response_model', 'unit'],
         query_settings={'throw_on_max_partitions_per_insert_block': 0},
-        pre_hook="{{ drop_empty_months('UTC', ref('llm_trace_costs') ~ ' where not is_byok') }}",
+        pre_hook="{{ drop_empty_months('UTC', ref('llm_trace_costs') ~ ' where not is_byok and id in (select id from ' ~ ref('llm_traces') ~ ')') }}",
     )
 }}
 {# one row per UTC day, provider, requested model, answering model and unit, without BYOK #}
 
 {#- Bills are cut in UTC days, whatever the reports are cut in. The row of the empty unit counts the
-    calls, those of the other units hold the charges: each sums up on its own. -#}
+    calls, those of the other units hold the charges: each sums up on its own. A cost that waits for
+    its trace (mend) counts nowhere. -#}
 
 with
 
@@ -49,7 +50,7 @@ charged as (
             )
         ) as charge
     from costs
-    left join traces on costs.id = traces.id
+    inner join traces on costs.id = traces.id
 ),
 
 grouped as (

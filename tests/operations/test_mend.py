@@ -50,6 +50,47 @@ def costs_and_traces(project: Project) -> list[list[dict[str, object]]]:
     return [project.query(of.format(table)) for table in ("llm_trace_costs", "llm_traces")]
 
 
+@pytest.mark.long
+def test_the_cost_of_a_lost_trace_waits_for_it_and_is_in_no_report(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Its source may be gone. Of its month a call is left that the caller's own key paid."""
+    embedded.loader("prices")
+    byok = {"model": "gpt-4o", "model_endpoint_type": "openai", "provider_category": "byok"}
+    files = {name: tmp_path / f"{name}.ndjson" for name in ("stays", "lost", "late")}
+    for name, month, numbers in (("stays", 10, (1, 2)), ("lost", 11, (3, 4)), ("late", 10, (5,))):
+        time = f"2026-{month}-05T12:00:00Z"
+        write(files[name], [record(number, created_at=time) for number in numbers])
+    with files["stays"].open("a") as file:
+        own = record(6, created_at="2026-11-05T11:00:00Z", llm_config=byok)
+        file.write(json.dumps(own) + "\n")
+
+    def run() -> list[object]:
+        embedded.dbt("run", "--select", "+int_costs__by_utc_day")
+        embedded.dbt("test", "--select", "assert_costs_follow_traces")
+        traces = "select id from llm_traces"
+        (row,) = embedded.query(
+            "select sumIf(calls, unit = '') as calls, toString(sum(amount_usd)) as amount,"
+            " (select toString(sum(total_cost_usd)) from llm_trace_costs"
+            f"  where not is_byok and id in ({traces})) as cost from int_costs__by_utc_day"
+        )
+        assert row["amount"] == row["cost"]
+        return [row["calls"], embedded.value("select count() from llm_trace_costs")]
+
+    for name in ("stays", "lost"):
+        embedded.loader(str(files[name]))
+    assert run() == [4, 5]
+    priced = "select id, priced_at from llm_trace_costs where id like '%3' order by id"
+    before = embedded.query(priced)
+    lose(embedded, files["lost"])
+    assert run() == [2, 5]
+    embedded.loader(str(files["late"]))
+    assert run() == [3, 6]
+    embedded.loader(str(files["lost"]))
+    assert run() == [5, 6]
+    assert embedded.query(priced) == before
+
+
 def test_a_truncated_file_is_noticed_and_mended(embedded: Project, tmp_path: Path) -> None:
     source = write(tmp_path / "a.ndjson", [record(number) for number in range(1, 200)])
     embedded.loader(str(source))

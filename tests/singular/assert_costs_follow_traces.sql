@@ -1,10 +1,13 @@
 {#- Conservation: every trace of a batch that counts as costed has one cost, and no cost is of a
-    trace that is not there. -#}
+    trace that is not there, but for batches that wait for their source (mend). -#}
 
 with
 
 costs as (
-    select id from {{ ref('llm_trace_costs') }}
+    select
+        id,
+        batch_id
+    from {{ ref('llm_trace_costs') }}
 ),
 
 missing as (
@@ -22,7 +25,11 @@ orphaned as (
         id,
         'no trace' as problem
     from costs
-    where id not in (select id from {{ ref('llm_traces') }})
+    where
+        id not in (select id from {{ ref('llm_traces') }})
+        and batch_id not in (
+            {{ lost_batches() }}
+        )
 ),
 
 final as (
