@@ -62,7 +62,7 @@ def test_the_cost_of_a_lost_trace_waits_for_it_and_is_in_no_report(
         time = f"2026-{month}-05T12:00:00Z"
         write(files[name], [record(number, created_at=time) for number in numbers])
     with files["stays"].open("a") as file:
-        own = record(6, created_at="2026-11-05T11:00:00Z", llm_config=byok)
+        own = record(6, created_at="2026-11-05T13:00:00Z", llm_config=byok)
         file.write(json.dumps(own) + "\n")
 
     def run() -> list[object]:
