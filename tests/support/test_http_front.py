@@ -392,13 +392,19 @@ def test_a_running_query_is_killed_by_the_clients_name(client: Client, connect: 
 
     def run() -> None:
         try:
-            other.query("select sleep(3) from numbers(60)", settings={"query_id": "long-one"})
+            # A minute of short steps, and no row before the end: it is killed between two of them.
+            other.query(
+                "select sum(sleep(0.1)) from numbers(600)",
+                settings={"query_id": "long-one", "max_block_size": 1},
+            )
         except DatabaseError as error:
             failed.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
-    while thread.is_alive() and not client.command("kill query where query_id = 'long-one' sync"):
+    # Again, as what is killed while it begins may go on.
+    while thread.is_alive():
+        client.command("kill query where query_id = 'long-one' async")
         time.sleep(0.1)
     thread.join()
     assert [error.code for error in failed] == [394]
