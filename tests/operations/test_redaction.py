@@ -558,6 +558,10 @@ def test_the_example_rules_are_rules() -> None:
     assert redactor is not None
     stored, _ = redactor.redact(b'{"request_json":{"user":"u","t":"4111 1111 1111 1111"}}')
     assert stored == b'{"request_json":{"user":"[redacted]","t":"[redacted:card]"}}'
+    spellings = ("authorization", "Authorization", "api_key", "apiKey", "API_KEY", "X-Api-Key")
+    for name in spellings:
+        stored, _ = redactor.redact(b'{"request_json":{"headers":{"%s":"x"}}}' % name.encode())
+        assert b'"[redacted]"' in stored, name
 
 
 def example_patterns() -> dict[str, re.Pattern[str]]:
