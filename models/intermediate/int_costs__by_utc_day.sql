@@ -5,7 +5,7 @@
         partition_by='toYYYYMM(usage_date)',
         order_by=['usage_date', 'provider', 'model', 'response_model', 'unit'],
         query_settings={'throw_on_max_partitions_per_insert_block': 0},
-        pre_hook="{{ drop_empty_months('UTC', ref('llm_trace_costs') ~ ' where not is_byok and id in (select id from ' ~ ref('llm_traces') ~ ')') }}",
+        pre_hook="{{ drop_empty_months('UTC', ref('llm_traces') ~ ' where not is_byok') }}",
     )
 }}
 {# one row per UTC day, provider, requested model, answering model and unit, without BYOK #}
