@@ -632,8 +632,10 @@ def load_redactor(path: str | Path | None) -> Redactor | None:
             keys: list[Any] = []
             for key, _ in node.value:
                 if key.value in keys:
-                    line = key.start_mark.line + 1
-                    raise UsageError(f"the key in line {line} stands there twice; make it one.")
+                    raise UsageError(
+                        f"TOKENLEDGER_REDACTION {path}: the key in line {key.start_mark.line + 1} "
+                        "stands there twice; make it one."
+                    )
                 keys.append(key.value)
             return super().construct_mapping(node, deep)
 
@@ -643,8 +645,6 @@ def load_redactor(path: str | Path | None) -> Redactor | None:
         raise UsageError(
             f"TOKENLEDGER_REDACTION {path} cannot be read: {error.strerror}."
         ) from None
-    except UsageError as error:
-        raise UsageError(f"TOKENLEDGER_REDACTION {path}: {error}") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         # Not in its own words, which repeat the text: it may be any file.
         mark = getattr(error, "problem_mark", None)
