@@ -69,7 +69,6 @@ class History:
 
     batch_bytes: tuple[int, ...] = (60, 200, 10**7)
     record_bytes: tuple[int, ...] = (25, 50, 10**6)
-    lost_tables: tuple[tuple[str, ...], ...] = (TABLES[:1], TABLES[1:2], TABLES[:2])
 
     def __init__(self, store: Store, folder: Path, seed: int) -> None:
         self.seed = seed
@@ -86,18 +85,32 @@ class History:
         for file in self.files:
             file.write()
 
+    def go(self, count_name: str) -> None:
+        """Live and check; an error says how to do it again, and what was done."""
+        try:
+            self.live()
+            self.check()
+        except Exception as error:
+            steps = "\n".join(map(str, self.steps))
+            raise AssertionError(
+                f"the history of FUZZ_SEED={self.seed} {count_name}=1:\n{steps}"
+            ) from error
+
     def live(self) -> None:
         """Go through a few steps, and then bring back what can be brought back."""
-        for _ in range(self.random.randint(4, 18)):
-            self.random.choice(self.all_steps())()
-            if self.random.random() < 0.2:
-                self.newest = min(self.newest + 1, len(FORMATS))
+        self.wander(4, 18)
         self.mend()
-        self.newest = len(FORMATS)
         self.steps.append("at last")
         for _ in range(2):
             self.land_all()
             self.mend()
+
+    def wander(self, fewest: int, most: int) -> None:
+        """Go through so many steps; now and then there is a format more."""
+        for _ in range(self.random.randint(fewest, most)):
+            self.random.choice(self.all_steps())()
+            if self.random.random() < 0.2:
+                self.newest = min(self.newest + 1, len(self.framers) - 1)
 
     def all_steps(self) -> list[Callable[[], None]]:
         often = [self.grow, self.land, self.replay, self.lose]
@@ -225,16 +238,19 @@ class History:
         lost = self.random.sample(
             batches, min(len(batches), self.random.choice((1, 1, 2, 3, len(batches))))
         )
-        tables = self.random.choice(self.lost_tables)
+        self.delete(lost, *self.random.choice((TABLES[:1], TABLES[1:2], TABLES[:2])))
+        if self.random.random() < 0.7:
+            self.mend()
+
+    def delete(self, lost: list[str], *tables: str) -> None:
+        """Let the rows of these batches be lost from tables."""
         self.steps.append(("lose", [batch_id[:6] + batch_id[32:39] for batch_id in lost], tables))
         for table in tables:
             self.store.command(
                 f"alter table {self.store.table(table)} delete"
-                f" where batch_id in {{lost:Array(String)}} settings mutations_sync = 2",
+                " where batch_id in {lost:Array(String)} settings mutations_sync = 2",
                 {"lost": lost},
             )
-        if self.random.random() < 0.7:
-            self.mend()
 
     def mend(self) -> None:
         """Take what is not whole out of the ledger, as the operation does."""
@@ -281,11 +297,4 @@ def test_each_line_is_in_one_place_whatever_happened(opened_store: Store, tmp_pa
         for table in TABLES:
             opened_store.command(f"truncate table {opened_store.table(table)}")
         history = History(opened_store, tmp_path, seed)
-        try:
-            history.live()
-            history.check()
-        except Exception as error:
-            steps = "\n".join(map(str, history.steps))
-            raise AssertionError(
-                f"the history of FUZZ_SEED={seed} FUZZ_HISTORIES=1:\n{steps}"
-            ) from error
+        history.go("FUZZ_HISTORIES")

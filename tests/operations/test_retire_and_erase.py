@@ -31,6 +31,13 @@ def land(project: Project, path: Path, records: list[dict[str, object]], broken:
     project.loader(str(path), expect=1 if broken else 0)
 
 
+def subscribe(project: Project, path: Path, *rows: str) -> None:
+    """Land subscriptions: organization, valid from, plan, cost source and customer."""
+    header = "organization_id,valid_from,plan_type,cost_source,customer_id"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    project.loader("billing", str(path))
+
+
 def traces(first: int, last: int) -> list[dict[str, object]]:
     return [record(number, user_id=f"user-{number % 10}") for number in range(first, last)]
 
@@ -279,11 +286,7 @@ def test_a_customer_is_erased_with_what_a_subscription_says(
     project: Project, tmp_path: Path
 ) -> None:
     accounts = tmp_path / "accounts.csv"
-    accounts.write_text(
-        "organization_id,valid_from,plan_type,cost_source,customer_id\n"
-        "org-0,2026-01-01T00:00:00Z,pro,credits,cus-0\n"
-    )
-    project.loader("billing", str(accounts))
+    subscribe(project, accounts, "org-0,2026-01-01T00:00:00Z,pro,credits,cus-0")
     own = {"plan_type": "own", "cost_source": "credits", "customer_id": "cus-1"}
     land(project, tmp_path / "a.ndjson", [record(3), record(6, billing_context=own), record(4)])
     land(project, tmp_path / "b.ndjson", [record(3)])
@@ -418,11 +421,7 @@ def test_the_beginning_of_a_line_goes_however_the_line_became_a_trace(
 ) -> None:
     """The customer is known from a subscription alone, and no line names him."""
     accounts = tmp_path / "accounts.csv"
-    accounts.write_text(
-        "organization_id,valid_from,plan_type,cost_source,customer_id\n"
-        "gone,2026-01-01T00:00:00Z,pro,credits,c\n"
-    )
-    embedded.loader("billing", str(accounts))
+    subscribe(embedded, accounts, "gone,2026-01-01T00:00:00Z,pro,credits,c")
     limit = "TOKENLEDGER_MAX_RECORD_BYTES"
     line = json.dumps(
         {"request_json": "private"} | record(2, org_id="gone", step_id="x" * 200, user_id="u")
@@ -506,11 +505,8 @@ def test_a_trace_of_a_lost_batch_takes_the_beginning_of_its_line_too(
 def test_a_replayed_trace_takes_the_reject_that_it_was(embedded: Project, tmp_path: Path) -> None:
     """Only a subscription knows the customer: nothing in the line names whom to erase."""
     accounts = tmp_path / "accounts.csv"
-    accounts.write_text(
-        "organization_id,valid_from,plan_type,cost_source,customer_id\n"
-        "org-0,2026-01-01T00:00:00Z,pro,credits,cus-0\norg-1,2026-01-01T00:00:00Z,pro,credits,cus-1\n"
-    )
-    embedded.loader("billing", str(accounts))
+    since = "2026-01-01T00:00:00Z,pro,credits"
+    subscribe(embedded, accounts, *(f"org-{n},{since},cus-{n}" for n in (0, 1)))
     path = tmp_path / "a.ndjson"
     # Every third is of an organization; each as a record, too large, and larger still.
     write(path, [record(number, step_id="x" * (2000 * (number % 4))) for number in range(1, 13)])
@@ -818,19 +814,13 @@ def test_what_is_erased_after_retention_stays_erased(embedded: Project, tmp_path
 
 
 def test_a_customer_is_who_is_charged_now(embedded: Project, tmp_path: Path) -> None:
-    def know(name: str, *rows: str) -> None:
-        file = tmp_path / f"{name}.csv"
-        lines = ["organization_id,valid_from,plan_type,cost_source,customer_id", *rows]
-        file.write_text("\n".join(lines) + "\n")
-        embedded.loader("billing", str(file))
-
-    know("first", "org-1,2026-01-01T00:00:00Z,pro,credits,typo")
+    subscribe(embedded, tmp_path / "first.csv", "org-1,2026-01-01T00:00:00Z,pro,credits,typo")
     land(embedded, tmp_path / "a.ndjson", traces(1, 7))
     embedded.dbt("run")
     embedded.query(AGE)
     operation(embedded, "retire", retain_raw_days=30)
     since = "2026-01-01T00:00:00Z,pro,credits"
-    know("later", f"org-0,{since},late", f"org-1,{since},right")
+    subscribe(embedded, tmp_path / "later.csv", f"org-0,{since},late", f"org-1,{since},right")
     embedded.dbt("run")
     of = "select organization_id, count() as traces from llm_traces group by all order by all"
     whole = [{"organization_id": f"org-{number}", "traces": 2} for number in range(3)]

@@ -93,16 +93,17 @@ def test_what_a_reader_of_one_organization_may_read_tells_of_no_other(
             for columns, table in found
         }
 
-    for organizations in (["mine", "mine", "first"], ["second", "third"]):
-        path = tmp_path / f"{organizations[-1]}.ndjson"
-        write(path, [record(2, id=f"{path.stem}-{n}", org_id=organizations[n]) for n in range(2)])
-        embedded.loader(str(path))
+    def run(*organizations: str) -> dict[str, list[dict[str, object]]]:
+        for name in organizations:
+            path = write(tmp_path / f"{name}.ndjson", [record(2, id=name, org_id=name)])
+            embedded.loader(str(path))
         embedded.dbt("run")
-        if "mine" in organizations:
-            before = readable()
+        return readable()
+
+    before = run("mine", "first")
     for table in ("llm_traces", "llm_costs_daily", "llm_errors_daily"):
         assert before[f"`llm`.{table}"], "the test shows nothing of this table"
-    assert readable() == before
+    assert run("second", "third") == before
 
 
 def test_the_embedded_engine_has_no_users(embedded: Project) -> None:
