@@ -1,12 +1,13 @@
 """Landing: the protocol that makes a batch be in the store once, whenever the loader is killed.
 
-For each batch: is it in the ledger, then it is there. Else count what the raw tables hold of it,
-by distinct position: nothing, insert; all, go on; a part, what other formats made rows and rejects
-of, or what another run left where records are redacted, remove it and insert. Read the counts back,
-and only then write the ledger row. A lost answer is looked for before it is tried again. A file is
-landed by one loader at a time: on this machine it is held, and what another one has landed of it
-meanwhile is looked for with each batch. Refuses to lean on the engine's insert deduplication, and
-to parse anything.
+For each batch: what a killed loader left running of it in the store is waited for. Is it in the
+ledger, then it is there, and the counts have to say so too. Else count what the raw tables hold of
+it, by distinct position: nothing, insert; all, go on; a part, what other formats made rows and
+rejects of, or what another run left where records are redacted, remove it and insert. Read the
+counts back, and only then write the ledger row. A lost answer is looked for before it is tried
+again. A file is landed by one loader at a time: on this machine it is held, and what another one
+has landed of it meanwhile is looked for with each batch. Refuses to lean on the engine's insert
+deduplication, and to parse anything.
 """
 
 from __future__ import annotations
@@ -50,7 +51,14 @@ from loader.settings import Settings
 from loader.sources import Source, hold, keep
 from loader.store import ACCESS_DENIED, Store
 
-__all__ = ["Summary", "land_batch", "land_source", "place_batch", "record_batch"]
+__all__ = [
+    "Summary",
+    "erased_places",
+    "land_batch",
+    "land_source",
+    "place_batch",
+    "record_batch",
+]
 
 _Result = TypeVar("_Result")
 
@@ -131,12 +139,43 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the store holds of a batch; `others` are batches that hold bytes of it too."""
+    """What the store holds of a batch.
+
+    `ledger` are the rows and rejects that the ledger says, None where it has no row of it; `others`
+    are batches that hold bytes of it too.
+    """
 
     traces: int
     rejects: int
-    in_ledger: bool
+    ledger: tuple[int, int] | None
     others: list[str]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the ledger says more than there is."""
+        return self.ledger is not None and (
+            self.traces < self.ledger[0] or self.rejects < self.ledger[1]
+        )
+
+
+@dataclass
+class _Ours:
+    """What this run did of a batch, over its attempts.
+
+    Attributes
+    ----------
+    tokens : dict
+        The tables that held nothing of it before this run, or nothing any more, and the token of
+        their insert.
+    has_removed : bool
+        Whether it removed something: the ledger alone does not say any more that it is there.
+    unseen : StoreError, optional
+        Why the store does not say what of it still runs.
+    """
+
+    tokens: dict[str, str | None] = field(default_factory=dict)
+    has_removed: bool = False
+    unseen: StoreError | None = None
 
 
 def land_batch(
@@ -187,14 +226,19 @@ def place_batch(
 
     Parameters, return value and errors are those of `land_batch`.
     """
-    ours: dict[str, str | None] = {}
+    ours = _Ours()
 
     def attempt(number: int) -> bool:
+        if number == 1:
+            ours.unseen = _wait_for_the_killed(store, batch.batch_id, sleep)
         found = _look(store, batch, known)
-        if not found.in_ledger:
-            _refuse_twice(batch, found.others, known)
-            _finish(store, batch, found, number, known, ours)
-        return not found.in_ledger
+        if found.ledger is not None and not ours.has_removed:
+            if found.is_short:
+                _refuse_lost(store, batch, found)
+            return False
+        _refuse_twice(batch, found.others, known)
+        _finish(store, batch, found, number, known, ours)
+        return found.ledger is None
 
     return _patiently(attempt, store, batch.batch_id, sleep)
 
@@ -208,7 +252,7 @@ def record_batch(
     """Write the ledger row of a batch that was placed; parameters are those of `place_batch`."""
 
     def attempt(number: int) -> None:
-        if number > 1 and _look(store, batch, None).in_ledger:
+        if number > 1 and _look(store, batch, None).ledger is not None:
             return
         if known is not None and not store.is_embedded:
             # It may have waited for the batches before it, and others could land meanwhile.
@@ -570,13 +614,13 @@ def _look(store: Store, batch: Batch, known: Collection[str] | None) -> _Found:
         " where batch_id = {batch_id:String}),"
         f" (select uniqExact(position) from {store.table('raw_rejects')}"
         " where batch_id = {batch_id:String}),"
-        f" (select count() from {store.table('raw_batches')}"
+        f" (select groupArray((`rows`, rejects)) from {store.table('raw_batches')}"
         " where batch_id = {batch_id:String}),"
         f" ({others_sql})",
         _place_of(batch),
     )
     traces, rejects, ledger, others = rows[0]
-    return _Found(int(traces), int(rejects), int(ledger) > 0, others)
+    return _Found(int(traces), int(rejects), tuple(max(ledger)) if ledger else None, others)
 
 
 def _look_for_others(store: Store, batch: Batch) -> list[str]:
@@ -617,13 +661,12 @@ def _finish(
     found: _Found,
     attempt: int,
     known: Collection[str] | None,
-    ours: dict[str, str | None],
+    ours: _Ours,
 ) -> None:
     """Bring the raw tables to the whole batch, and read that back.
 
-    `ours`, which is added to, are the tables that held nothing of the batch before this run, or
-    nothing any more, and the token of their insert. Where records are redacted, only what is found
-    in these is trusted: a run without these rules may have left the rest.
+    Where records are redacted, only what is found in tables that are `ours`, which is added to, is
+    trusted: a run without these rules may have left the rest.
     """
     query_id = f"{batch.batch_id}-{attempt}"
     is_changed = False
@@ -632,10 +675,13 @@ def _finish(
         ("raw_rejects", REJECT_COLUMNS, batch.rejected, found.rejects, batch.rejects),
     ):
         is_whole = held == wanted and (not held or _holds_its_lines(store, batch, table))
-        if is_whole and (not held or table in ours or not batch.by_rules):
+        if is_whole and (not held or table in ours.tokens or not batch.by_rules):
             continue
         if held:
             try:
+                if ours.unseen is not None:
+                    raise ours.unseen
+                ours.has_removed = True
                 store.command(
                     f"alter table {store.table(table)} delete where batch_id = {{batch_id:String}}"
                     " settings mutations_sync = 2",
@@ -646,18 +692,18 @@ def _finish(
                 if error.code != ACCESS_DENIED or not is_whole:
                     raise
                 continue  # who may only insert has to trust what is whole
-            ours[table] = None  # what was removed may have had the token
+            ours.tokens[table] = None  # what was removed may have had the token
         is_changed = True
-        token = ours.setdefault(table, f"{batch.batch_id}-{table}")
+        token = ours.tokens.setdefault(table, f"{batch.batch_id}-{table}")
         if wanted:
             store.insert_binary(table, columns, rows, f"{query_id}-{table}", token)
     if is_changed:
         found = _look(store, batch, known)
         _refuse_twice(batch, found.others, known)
     if found.traces < batch.rows:
-        ours["raw_traces"] = None  # the token is known of rows that were removed since
+        ours.tokens["raw_traces"] = None  # the token is known of rows that were removed since
     if found.rejects < batch.rejects:
-        ours["raw_rejects"] = None
+        ours.tokens["raw_rejects"] = None
     _refuse_other_counts(store, batch, found)
 
 
@@ -668,6 +714,56 @@ def _refuse_other_counts(store: Store, batch: Batch, found: _Found) -> None:
             f"rejects of batch {batch.batch_id} after inserting {batch.rows} and {batch.rejects}. "
             "Nothing is lost: run it again."
         )
+
+
+def _refuse_lost(store: Store, batch: Batch, found: _Found) -> None:
+    """Raise if a batch of the ledger is not in the raw tables, and nobody took it out on purpose.
+
+    Another loader removed what is there of it, by other rules or limits, just as this or a third
+    one wrote the ledger row; or it was lost since.
+    """
+    assert found.ledger is not None
+    gone = {"raw_traces": 0, "raw_rejects": 0}
+    if "retired_batches" in store.tables():
+        for table in gone:
+            erased = erased_places(store, table)
+            rows = store.query(
+                "select (select count() from"
+                f" {store.table('retired_batches')} where batch_id = {{batch_id:String}}"
+                " and raw_table = {table:String} and is_whole),"
+                f" (select uniqExact(position) from ({erased})"
+                " where batch_id = {batch_id:String} and (batch_id, position) not in"
+                f" (select batch_id, position from {store.table(table)}"
+                " where batch_id = {batch_id:String}))",
+                {"batch_id": batch.batch_id, "table": table},
+            )
+            is_retired, erased_count = rows[0]
+            gone[table] = max(found.ledger) if is_retired else erased_count
+    if (
+        found.traces + gone["raw_traces"] < found.ledger[0]
+        or found.rejects + gone["raw_rejects"] < found.ledger[1]
+    ):
+        raise StoreError(
+            f"the store {store.settings.store_name} holds {found.traces} rows and {found.rejects} "
+            f"rejects of batch {batch.batch_id} of {batch.source}, and its ledger says that "
+            f"{found.ledger[0]} and {found.ledger[1]} landed. Nothing is lost as long as the "
+            "source is kept: run dbt run-operation mend, then land it again."
+        )
+
+
+def erased_places(store: Store, raw_table: str | None = None) -> str:
+    """Write the select of what was erased; of what was erased last from one of the raw tables.
+
+    The next `dbt run` deletes what of it is there again.
+    """
+    if "retired_batches" not in store.tables():
+        return "select '' as batch_id, 0 as position where false"
+    last = f" having argMax(raw_table, retired_at) = '{raw_table}'" if raw_table else ""
+    return (
+        "select batch_id, arrayJoin(positions) as position"
+        f" from {store.table('retired_batches')} where reason = 'erasure'"
+        f" group by batch_id, position{last}"
+    )
 
 
 def _holds_its_lines(store: Store, batch: Batch, table: str) -> bool:
@@ -723,8 +819,24 @@ def _ledger_row(batch: Batch) -> bytes:
     )
 
 
+def _wait_for_the_killed(
+    store: Store, batch_id: str, sleep: Callable[[float], None]
+) -> StoreError | None:
+    """Wait for what killed loaders left running of a batch; give the error of who may not see it.
+
+    It may add to what is there, or say that what is about to be removed is landed.
+    """
+    try:
+        _wait_for_our_inserts(store, batch_id, sleep)
+    except StoreError as error:
+        if error.code != ACCESS_DENIED:
+            raise
+        return error
+    return None
+
+
 def _wait_for_our_inserts(store: Store, batch_id: str, sleep: Callable[[float], None]) -> None:
-    """After a lost answer: an insert of ours that still runs is not to be overtaken by another."""
+    """Wait for what runs of a batch: it is not to be overtaken, nor is a lost answer's insert."""
     waited, pause = 0.0, 0.5
     while batch_id and store.is_running(batch_id):
         if waited >= _STILL_RUNNING_SECONDS:

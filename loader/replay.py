@@ -34,7 +34,7 @@ from loader.batches import (
     new_hash,
 )
 from loader.formats import Buffer, Framer, Record
-from loader.landing import Summary, land_batch
+from loader.landing import Summary, erased_places, land_batch
 from loader.redaction import load_redactor
 from loader.rowbinary import (
     encode_milliseconds,
@@ -109,7 +109,7 @@ def is_open(store: Store) -> str:
         f"batch_id in (select batch_id from {store.table('raw_batches')} union all"
         f" select batch_id from ({lost_batches(store)}))"
         f" and batch_id not in ({closed_batches(store)})"
-        f" and (batch_id, position) not in ({_erased_places(store)})"
+        f" and (batch_id, position) not in ({erased_places(store)})"
         f" and ({LINE}) not in (select batch_id, position from {store.table('raw_traces')}"
         f" where batch_id in (select {FIRST_BATCH} from ({lost_batches(store)})"
         f" where {_IS_REPLAY}))"
@@ -124,7 +124,7 @@ def _is_whole(store: Store) -> str:
     """
     rejects = store.table("raw_rejects")
     held = (
-        f"select batch_id, position from {rejects} union all {_erased_places(store, 'raw_rejects')}"
+        f"select batch_id, position from {rejects} union all {erased_places(store, 'raw_rejects')}"
     )
     return (
         "batch_id in (select batches.batch_id from (select batch_id, rejects"
@@ -133,21 +133,6 @@ def _is_whole(store: Store) -> str:
         f" as batches inner join (select batch_id, uniqExact(position) as found from ({held})"
         " group by batch_id) as held on batches.batch_id = held.batch_id"
         " where held.found >= batches.rejects)"
-    )
-
-
-def _erased_places(store: Store, raw_table: str | None = None) -> str:
-    """Write the select of what was erased; of what was erased last from one of the raw tables.
-
-    The next `dbt run` deletes what of it is there again.
-    """
-    if "retired_batches" not in store.tables():
-        return "select '' as batch_id, 0 as position where false"
-    last = f" having argMax(raw_table, retired_at) = '{raw_table}'" if raw_table else ""
-    return (
-        "select batch_id, arrayJoin(positions) as position"
-        f" from {store.table('retired_batches')} where reason = 'erasure'"
-        f" group by batch_id, position{last}"
     )
 
 
@@ -206,9 +191,9 @@ def replay_rejects(
         " group by batch_id order by min(landed_at), batch_id",
         {"reasons": list(_REPLAYABLE)},
     )
-    erased_places = _erased_places(store)
+    erased = erased_places(store)
     for (batch_id,) in batches:
-        rejects = _rejects_of(store, batch_id, framer, settings, erased_places)
+        rejects = _rejects_of(store, batch_id, framer, settings, erased)
         batch = _replayed(batch_id, rejects, framer, settings)
         # What another replay makes of it meanwhile, by other formats, is another batch.
         if batch is not None and land_batch(store, batch, known=()):
@@ -263,12 +248,12 @@ def _id_of(replayed_id: str, rejects: Sequence[_Reject]) -> str:
 
 
 def _rejects_of(
-    store: Store, batch_id: str, framer: Framer, settings: Settings, erased_places: str
+    store: Store, batch_id: str, framer: Framer, settings: Settings, erased: str
 ) -> list[_Reject]:
     rows = store.query(
         "select position, source, line, byte_offset, reason, detail, base64Encode(raw)"
         f" from {store.table('raw_rejects')} where batch_id = {{batch_id:String}}"
-        f" and (batch_id, position) not in ({erased_places})"
+        f" and (batch_id, position) not in ({erased})"
         " order by position limit 1 by position",
         {"batch_id": batch_id},
     )

@@ -249,6 +249,97 @@ class Flaky(Store):
         return False
 
 
+def leave_a_part(store: Store, batch: Batch) -> None:
+    store.insert_binary("raw_traces", TRACE_COLUMNS, part_of(batch, 1, 0)[0])
+
+
+def test_what_a_killed_loader_left_running_is_waited_for_before_anything_is_removed(
+    store: Store,
+) -> None:
+    """It may be the ledger's row: what it says is landed must not be removed."""
+    batch = make()
+    left = [lambda: None, lambda: land_batch(store, batch)]
+
+    class Running(Flaky):
+        def is_running(self, query_id_prefix: str) -> bool:
+            if left:
+                left.pop()()
+            return bool(left)
+
+    waits: list[float] = []
+    running = Running(store, [])
+    running.is_embedded = False
+    assert land_batch(running, batch, waits.append) is False
+    assert (running.inserts, len(waits)) == (0, 1)
+    assert counts(store) == (3, 2, 1)
+
+
+def test_what_may_not_be_seen_to_run_is_not_removed(store: Store) -> None:
+    class Unseen(Flaky):
+        def is_running(self, query_id_prefix: str) -> bool:
+            raise StoreError("grant it", 497)
+
+    batch = make()
+    leave_a_part(store, batch)
+    with pytest.raises(StoreError, match="grant it"):
+        land_batch(Unseen(store, []), batch, lambda seconds: None)
+    assert counts(store) == (1, 0, 0)
+    land_batch(store, batch)
+    assert land_batch(Unseen(store, []), make(source="new"), lambda seconds: None) is True
+    assert counts(store) == (6, 4, 2)
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_the_ledger_alone_is_not_believed_once_something_was_removed(
+    store: Store, fault: str
+) -> None:
+    """Another loader's row of it comes in between, and this one's insert fails once."""
+    batch = make()
+    leave_a_part(store, batch)
+
+    class Overtaken(Flaky):
+        def insert_binary(self, *args: Any, **kwargs: Any) -> None:
+            if not self.inserts:
+                record_batch(store, batch)
+            super().insert_binary(*args, **kwargs)
+
+    assert land_batch(Overtaken(store, [fault]), batch, lambda seconds: None) is False
+    assert counts(store) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("table", ["raw_traces", "raw_rejects"])
+def test_what_the_ledger_says_and_nobody_has_is_not_taken_for_landed(
+    store: Store, table: str
+) -> None:
+    """Else a spool's files of it would be removed; but what went on purpose stays away."""
+    batch = make()
+    land_batch(store, batch)
+    store.command(f"alter table {store.table(table)} delete where 1 settings mutations_sync = 2")
+    left = counts(store)
+    with pytest.raises(StoreError, match=r"3 and 2 landed.*dbt run-operation mend"):
+        land_batch(store, batch, lambda seconds: None)
+    retired = store.table("retired_batches")
+    store.command(
+        f"create table {retired} (batch_id String, raw_table String, reason String, is_whole Bool,"
+        " positions Array(UInt32), retired_at DateTime64(3, 'UTC')) engine = MergeTree order by ()"
+    )
+    try:
+        positions = [1, 3] if table == "raw_rejects" else [0, 1]
+        insert = f"insert into {retired} values ({{batch:String}}, {{table:String}}, "
+        names = {"batch": batch.batch_id, "table": table}
+        store.command(f"{insert}'erasure', false, {positions}, now64())", names)
+        if table == "raw_traces":
+            with pytest.raises(StoreError, match="3 and 2 landed"):
+                land_batch(store, batch, lambda seconds: None)
+            store.command(f"{insert}'retention', true, [], now64())", names)
+        else:
+            store.command(f"{insert}'erasure', false, [2], now64())", names)
+        assert land_batch(store, batch) is False
+    finally:
+        store.command(f"drop table {retired}")
+    assert counts(store) == left
+
+
 @pytest.mark.parametrize(
     "faults",
     [
@@ -320,7 +411,7 @@ def test_an_insert_that_still_runs_is_not_sent_again(store: Store) -> None:
 
     class Running(Flaky):
         def is_running(self, query_id_prefix: str) -> bool:
-            return True
+            return self.inserts > 0
 
     flaky = Running(store, ["before"] * 100)
     with pytest.raises(StoreError, match="still runs an insert of batch"):

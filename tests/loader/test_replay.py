@@ -19,7 +19,7 @@ import loader.replay
 from loader.batches import REJECT_COLUMNS, TRACE_COLUMNS, Batch
 from loader.errors import SourceError, SourceTakenError, StoreError
 from loader.formats import Format, Framer
-from loader.landing import Summary, land_source, place_batch
+from loader.landing import Summary, erased_places, land_source, place_batch
 from loader.replay import replay_rejects
 from loader.settings import Settings
 from loader.sources import Source, find_sources
@@ -752,8 +752,7 @@ def test_the_head_of_a_giant_is_withheld(
     (source,), _ = find_sources([str(path)])
     land_source(store, source, OLD, Settings(max_record_bytes=100), Summary())
     ((batch,),) = store.query(f"select batch_id from {store.table('raw_rejects')}")
-    erased = loader.replay._erased_places(store)
-    (giant,) = loader.replay._rejects_of(store, batch, NEW, redacting, erased)
+    (giant,) = loader.replay._rejects_of(store, batch, NEW, redacting, erased_places(store))
     assert (giant.is_record, giant.kept) == (False, b"[redacted: 50 bytes that are no JSON]")
 
 

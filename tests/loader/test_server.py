@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from loader.writer import Writer
 from tests.support.http_front import Front
-from tests.support.project import Project
+from tests.support.project import ROOT, Project
 
 LINES = 400
 
@@ -73,6 +74,41 @@ def test_an_insert_that_takes_effect_after_the_retry_is_waited_for(
     while project.value("select count() from system.processes where query ilike 'insert%'"):
         time.sleep(0.2)
     check(project)
+
+
+@pytest.mark.parametrize("verb", ["", "drain"])
+@pytest.mark.parametrize("by", ["rules", "limits"])
+def test_what_a_killed_loader_is_about_to_record_is_not_removed(
+    front: Front, project: Project, tmp_path: Path, verb: str, by: str
+) -> None:
+    """Its ledger row takes effect after it, and after it the next one's insert fails once."""
+    records = [{"request_json": "x" * (5000 if n == 3 else 10), "id": str(n)} for n in range(10)]
+    source = tmp_path / "a.ndjson"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    if verb:
+        source = tmp_path / "spool"
+        writer = Writer(source)
+        for record in records:
+            writer.write(record)
+        writer.close()
+    rules = {"TOKENLEDGER_REDACTION": str(ROOT / "loader" / "redaction.example.yml")}
+    project.loader("init")
+    front.misbehave("drop", effect="late", inserts=True, contains="raw_batches", seconds=4)
+    args = [verb, str(source)] if verb else [str(source)]
+    project.env |= rules if by == "rules" else {}
+    killed = project.start_loader(*args)
+    while not front.stats()["faults"][0]["done"]:
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    front.behave()
+    front.misbehave("answer", status=503, inserts=True, contains="raw_traces")
+    project.env |= {"TOKENLEDGER_MAX_RECORD_BYTES": "4000"} if by == "limits" else {}
+    project.loader(*args)
+    front.behave()
+    held = project.query("select distinct position from raw_traces order by position")
+    assert [row["position"] for row in held] == list(range(10))
+    assert project.value("select count() from raw_batches") == 1
 
 
 def test_who_may_not_see_what_runs_inserts_nothing_again(
