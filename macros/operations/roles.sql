@@ -90,7 +90,7 @@ grant{{ on_cluster }} insert, select(batch_id, position) on `{{ database }}`.{{ 
 {%- endfor %}
 grant{{ on_cluster }} insert, select on `{{ database }}`.raw_batches to {{ writer }};;
 grant{{ on_cluster }} select on `{{ database }}`.raw_lost_batches to {{ writer }};;
-grant{{ on_cluster }} select(batch_id, raw_table, reason, positions) on `{{ database }}`.retired_batches to {{ writer }};;
+grant{{ on_cluster }} select(batch_id, raw_table, reason, is_whole, positions, retired_at) on `{{ database }}`.retired_batches to {{ writer }};;
 grant{{ on_cluster }} select(query_id) on system.processes to {{ writer }};;
 grant{{ on_cluster }} select(database, `table`, command, is_done) on system.mutations to {{ writer }};;
 grant{{ on_cluster }} select, insert, alter, create, drop, truncate, optimize, show on `{{ database }}`.* to {{ transformer }};;
