@@ -29,8 +29,8 @@ def test_roles_are_printed_and_parse(embedded: Project) -> None:
         "grant insert, select(batch_id, position) on `llm`.raw_rejects to tokenledger_writer",
         "grant insert, select on `llm`.raw_batches to tokenledger_writer",
         "grant select on `llm`.raw_lost_batches to tokenledger_writer",
-        "grant select(batch_id, raw_table, reason, is_whole, positions, retired_at) on `llm`.retired_batches"
-        " to tokenledger_writer",
+        "grant select(batch_id, raw_table, reason, is_whole, positions, retired_at)"
+        " on `llm`.retired_batches to tokenledger_writer",
         "grant select(query_id) on system.processes to tokenledger_writer",
         "grant select(database, `table`, command, is_done) on system.mutations"
         " to tokenledger_writer",
