@@ -238,6 +238,9 @@ def place_batch(
             return False
         _refuse_twice(batch, found.others, known)
         _finish(store, batch, found, number, known, ours)
+        found = replace(found, traces=batch.rows, rejects=batch.rejects)
+        if found.is_short:
+            _refuse_lost(store, batch, found)
         return found.ledger is None
 
     return _patiently(attempt, store, batch.batch_id, sleep)

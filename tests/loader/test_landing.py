@@ -289,21 +289,27 @@ def test_what_may_not_be_seen_to_run_is_not_removed(store: Store) -> None:
     assert counts(store) == (6, 4, 2)
 
 
+@pytest.mark.parametrize("by_other_limits", [False, True])
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_the_ledger_alone_is_not_believed_once_something_was_removed(
-    store: Store, fault: str
+    store: Store, fault: str, by_other_limits: bool
 ) -> None:
     """Another loader's row of it comes in between, and this one's insert fails once."""
     batch = make()
     leave_a_part(store, batch)
+    others = dataclasses.replace(batch, rows=4, rejects=1) if by_other_limits else batch
 
     class Overtaken(Flaky):
         def insert_binary(self, *args: Any, **kwargs: Any) -> None:
             if not self.inserts:
-                record_batch(store, batch)
+                record_batch(store, others)
             super().insert_binary(*args, **kwargs)
 
-    assert land_batch(Overtaken(store, [fault]), batch, lambda seconds: None) is False
+    if others is batch:
+        assert land_batch(Overtaken(store, [fault]), batch, lambda seconds: None) is False
+    else:
+        with pytest.raises(StoreError, match="4 and 1 landed"):
+            land_batch(Overtaken(store, [fault]), batch, lambda seconds: None)
     assert counts(store) == (3, 2, 1)
 
 
