@@ -9,7 +9,7 @@ Rules are YAML with two lists, either of which may be absent::
 
     keys:                                   values, by where they stand in the record
       - "**.api_key"                        any depth
-      - request_json.messages.*.content     * is one key or element
+      - request_json.messages.*.content     * is one key or element; case does not matter
     patterns:                               text, in every string, number and inner key
       - name: email
         regex: '(?<![\w.+@-])[\w.+@-]*[\w.+-]@[\w-]++\.[\w.-]+\w'
@@ -163,6 +163,7 @@ class Redactor:
     ----------
     keys : list of str
         Paths from the record's root: keys with dots between, `*` for one step, `**` for any number.
+        Upper and lower case are the same.
     patterns : list of (name, regex)
         Python regular expressions.
     protected : set of str
@@ -175,7 +176,8 @@ class Redactor:
         patterns: list[tuple[str, re.Pattern[str]]],
         protected: frozenset[str] = frozenset(),
     ) -> None:
-        self._rules = [tuple(key.split(".")) for key in keys]
+        self._spelled = [tuple(key.split(".")) for key in keys]
+        self._rules = [tuple(step.casefold() for step in rule) for rule in self._spelled]
         self._patterns = [_Pattern(regex, f"[redacted:{name}]") for name, regex in patterns]
         self._protected = protected
         self._steps: dict[tuple[_States, str | None], tuple[_States, bool]] = {}
@@ -227,7 +229,9 @@ class Redactor:
         known = self._steps.get((states, key))
         if known is None:
             after = []
-            names = ("*", key, _plain_name(key) if key else key)
+            names = ["*"]
+            if key is not None:
+                names += (key.casefold(), _plain_name(key).casefold())
             for rule, place in states:
                 if place < len(self._rules[rule]):
                     segment = self._rules[rule][place]
@@ -255,14 +259,15 @@ class Redactor:
                         "\\" + name[found.start() :] for found in _PUNCTUATION.finditer(name)
                     }
             # Outside of JSON the path is not known: a key on the way to a value counts, too.
-            steps = {step for rule, place in states for step in self._rules[rule][place:]} - {"**"}
+            steps = {step for rule, place in states for step in self._spelled[rule][place:]}
+            steps -= {"**"}
             if any(step == "*" or _ESCAPABLE.search(step.replace("/", "")) for step in steps):
                 named = _ANY_NAMED
             else:
                 firsts = "".join(sorted({re.escape(step[0]) for step in steps}))
                 written = "|".join("".join(map(_written, step)) for step in sorted(steps))
                 named = _NAMED % (firsts, written)
-            pattern = re.compile(named) if steps else None
+            pattern = re.compile(named, re.IGNORECASE) if steps else None
             known = tuple(plain), tuple(escaped), pattern
             if len(self._names) < 100_000:
                 self._names[states] = known
@@ -271,6 +276,7 @@ class Redactor:
     def _may_name(self, text: str, states: _States) -> bool:
         """Say whether rules may name a value in a text: their last key is in it, or is escaped."""
         plain, escaped, _ = self._names_of(states)
+        text = text.casefold()
         return any(name in text for name in plain) or (
             "\\" in text and any(name in text for name in escaped)
         )
@@ -574,10 +580,14 @@ def _written(character: str) -> str:
     plain = re.escape(character)
     if _PUNCTUATION.fullmatch(character):
         plain = rf"\\*+{plain}"
-    units = character.encode("utf-16-be", "surrogatepass").hex()
-    escaped = re.sub("....", r"\\\\++u\g<0>", units)
-    code = rf"\\++[ux]\{{?0*+{ord(character):x}\}}?"
-    return f"(?:{plain}|(?i:{code}|{escaped}))" if len(units) > 4 else f"(?:{plain}|(?i:{code}))"
+    escaped = set()
+    for either in {character, character.lower(), character.upper()}:
+        if len(either) == 1:
+            units = either.encode("utf-16-be", "surrogatepass").hex()
+            escaped.add(rf"\\++[ux]\{{?0*+{ord(either):x}\}}?")
+            if len(units) > 4:
+                escaped.add(re.sub("....", r"\\\\++u\g<0>", units))
+    return f"(?:{plain}|{'|'.join(sorted(escaped))})"
 
 
 def _plain_name(key: str) -> str:

@@ -64,6 +64,12 @@ def redact(line: str, *keys: str, patterns: Any = (), protected: tuple[str, ...]
             '{"id":{"k":"[redacted]","id":"y"},"id":[{"k":"[redacted]"}],"id":"x"}',
         ),
         ("[]", ["**.k"], "[]"),
+        (
+            '{"K":"x","STRASSE":{"É":1}}',
+            ["k", "straße.é"],
+            '{"K":"[redacted]","STRASSE":{"É":"[redacted]"}}',
+        ),
+        ('{"k":"x","\u212a":"y"}', ["K"], '{"k":"[redacted]","\u212a":"[redacted]"}'),
     ],
 )
 def test_values_go_by_their_path(line: str, keys: list[str], want: str) -> None:
@@ -116,15 +122,17 @@ def test_depth_and_size_do_not_break_it() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("k"), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from("kK"), inner),
 )
 
 
 def without(value: Any) -> Any:
-    """Say apart from the module what removing every `k` means."""
+    """Say apart from the module what removing every `k` or `K` means."""
     if isinstance(value, dict):
         return {
-            key: ("[redacted]" if inner is not None else None) if key == "k" else without(inner)
+            key: ("[redacted]" if inner is not None else None)
+            if key.casefold() == "k"
+            else without(inner)
             for key, inner in value.items()
         }
     return [without(inner) for inner in value] if isinstance(value, list) else value
@@ -316,6 +324,7 @@ def test_a_name_is_found_in_quotes_of_any_kind(quotes: str) -> None:
         for rule in ("**.api_key", "a.api_key", "**.api_key.*.k", "**.api_key.*"):
             stored = redact(embed(text), rule)
             assert SECRET not in stored, (sign, rule)
+            assert SECRET not in redact(embed(text.replace("api_key", "Api_KEY")), rule)
             assert json.loads(stored)["z"] == 1.0
         assert redact(embed(text), "**.other") == embed(text)
     for before in ("(", "( ", "(b", "(\n    ", r"(\n", r"(\\"):
@@ -328,11 +337,13 @@ def test_a_name_is_found_in_quotes_of_any_kind(quotes: str) -> None:
     [
         *(r"api\_key", r"api\\_key", r"api\u005fkey", r"api\x5fkey", r"api\u{5f}key"),
         *(r"\u0061pi_key", r"\x61pi\_key", r"\u{61}pi\x5Fkey", r"\u{00061}pi_key"),
+        *(r"\u0041PI_KEY", r"\x41pi\_Key", r"\u{41}PI\x5Fkey", "API_KEY"),
     ],
 )
 def test_a_name_may_be_escaped_as_other_languages_do(name: str) -> None:
     for text in (f'{{"{name}": "{SECRET}"}}', f"x '{name}' = '{SECRET}'", f"`{name}`: {SECRET}"):
         assert SECRET not in redact(embed(text), "**.api_key"), text
+        assert SECRET not in redact(embed(text), "**.Api_Key"), text
     line = f'{{"a":{{{json.dumps(name)}:"{SECRET}","z":1.0}}}}'
     assert redact(line, "a.api_key") == line.replace(SECRET, "[redacted]")
 
