@@ -3,14 +3,16 @@
     python -m tests.soak --minutes 10
     python -m tests.soak --kills 1000 --seed 42
     python -m tests.soak --kills 300 --server
+    python -m tests.soak --kills 300 --server --rules
 
 Side by side on one store: loaders of files and of standard input, servers that write into a spool,
 a drainer, dbt runs, and readers that look for doubled ids at any moment. Each is killed at random
 moments and started again. With `--server` the store is behind ClickHouse's HTTP, which is killed
-too, and drops answers to inserts that took effect and to some that did not. At the end what was
-left is completed without kills, and ids, bytes, rejects, ledgers, costs and days are compared with
-the truth. The seed is printed; it repeats what is sent and when kills are tried, not what the
-machine was doing then.
+too, and drops answers to inserts that took effect and to some that did not. With `--rules` every
+other loader has rules of redaction, and removes what those without them left of a batch. At the end
+what was left is completed without kills, and ids, bytes, rejects, ledgers, costs and days are
+compared with the truth. The seed is printed; it repeats what is sent and when kills are tried, not
+what the machine was doing then.
 """
 
 from __future__ import annotations
@@ -55,20 +57,26 @@ class Soak:
         Of all chances.
     front : Front, optional
         The server that holds the store, and fails too; without it the store is embedded.
+    with_rules : bool
+        Whether every other loader has rules of redaction.
     """
 
-    def __init__(self, folder: Path, seed: int, front: Front | None = None) -> None:
+    def __init__(
+        self, folder: Path, seed: int, front: Front | None = None, with_rules: bool = False
+    ) -> None:
         self.folder = folder
         self.seed = seed
         self.front = front
-        self.project = Project(
-            folder / "project",
-            {
-                **(front.env() if front else {"CHDB_PATH": str(folder / "warehouse")}),
-                "TOKENLEDGER_BATCH_LINES": "100",
-                "TOKENLEDGER_LOCK_TIMEOUT": "600",
-            },
-        )
+        variables = {
+            **(front.env() if front else {"CHDB_PATH": str(folder / "warehouse")}),
+            "TOKENLEDGER_BATCH_LINES": "100",
+            "TOKENLEDGER_LOCK_TIMEOUT": "600",
+        }
+        self.project = Project(folder / "project", variables)
+        self.loaders = [self.project]
+        if with_rules:
+            rules = {"TOKENLEDGER_REDACTION": str(ROOT / "loader" / "redaction.example.yml")}
+            self.loaders.append(Project(folder / "rules", variables | rules))
         self.truth = Truth()
         self.spool = folder / "spool"
         self.started: Counter[str] = Counter()
@@ -142,7 +150,7 @@ class Soak:
             self.truth.write(path, chance.randrange(20, 400), chance)
             self.unfinished[str(path)] = False
         while not self._end.is_set():
-            process = self.project.start_loader(str(path))
+            process = chance.choice(self.loaders).start_loader(str(path))
             if self._is_landed("files", process, chance):
                 del self.unfinished[str(path)]
                 return
@@ -155,7 +163,7 @@ class Soak:
             self.unfinished[str(path)] = True
         while not self._end.is_set():
             with path.open() as stream:
-                process = self.project.start_loader("-", stdin=stream)
+                process = chance.choice(self.loaders).start_loader("-", stdin=stream)
                 is_landed = self._is_landed("stdin", process, chance)
             if is_landed:
                 del self.unfinished[str(path)]
@@ -181,7 +189,7 @@ class Soak:
             self._kills += 1
 
     def _drain(self, chance: random.Random) -> None:
-        process = self.project.start_loader("drain", str(self.spool))
+        process = chance.choice(self.loaders).start_loader("drain", str(self.spool))
         self._is_landed("drain", process, chance)
         self._end.wait(chance.uniform(0, 0.5))
 
@@ -274,6 +282,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--folder", type=Path, help="where to keep the store (default: removed)")
     parser.add_argument("--server", action="store_true", help="behind HTTP, which fails too")
+    parser.add_argument("--rules", action="store_true", help="every other loader redacts")
     args = parser.parse_args()
     minutes = 10.0 if args.minutes is None and args.kills is None else args.minutes
     print(f"soak: seed {args.seed}", flush=True)
@@ -281,7 +290,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tokenledger-soak-") as scratch:
         folder = args.folder or Path(scratch)
         with Front(folder / "server") if args.server else contextlib.nullcontext() as front:
-            soak = Soak(folder, args.seed, front)
+            soak = Soak(folder, args.seed, front, args.rules)
             found = soak.run(minutes, args.kills)
         print(soak.table())
         print(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -100,6 +101,7 @@ class Truth:
         self.lines += 1
 
 
+_WITHHELD = re.compile(r"\[redacted: (\d+) bytes that are no JSON\]")
 _LANDED = """
     select
         (select count() from raw_traces) as raw_rows,
@@ -128,6 +130,8 @@ _MADE = """
 def differences_of_landing(project: Project, truth: Truth, ignore_torn: bool = False) -> list[str]:
     """Compare the raw tables with what was sent; nothing found is an empty list.
 
+    What is withheld by rules of redaction is known by its length.
+
     Parameters
     ----------
     ignore_torn : bool
@@ -140,11 +144,14 @@ def differences_of_landing(project: Project, truth: Truth, ignore_torn: bool = F
         torn = project.query("select raw from raw_rejects where reason = 'torn'")
         truth.rejects.update(row["raw"] for row in torn)
         truth.lines += len(torn)
+    verbatim = Counter(raw for raw in held["rejects"] if not _WITHHELD.fullmatch(raw))
+    withheld = Counter(map(_length, held["rejects"])) - Counter(map(_length, verbatim.elements()))
+    missing = Counter(map(_length, (truth.rejects - verbatim).elements()))
     found = []
     for name, value, right in (
         ("rows in raw_traces", int(held["raw_rows"]), wanted),
         ("places in raw_traces", int(held["raw_places"]), wanted),
-        ("rejects", Counter(held["rejects"]), truth.rejects),
+        ("rejects", (verbatim - truth.rejects, withheld), (Counter(), missing)),
         ("batches against their ids", held["batches"], held["batch_ids"]),
         ("lines of the ledger", int(held["ledger_lines"] or 0), truth.lines),
         ("rows and rejects of the ledger", int(held["ledger_kept"] or 0), truth.lines),
@@ -228,6 +235,12 @@ def differences_of_days(project: Project, truth: Truth) -> list[str]:
     }
     wrong = [day for day in wanted.keys() | held.keys() if held.get(day) != wanted.get(day)]
     return [f"llm_costs_daily: {len(wrong)} days of organizations differ"] if wrong else []
+
+
+def _length(reject: str) -> int:
+    """Give the length that a line had, withheld or not."""
+    found = _WITHHELD.fullmatch(reject)
+    return int(found[1]) if found else len(reject.encode())
 
 
 def _short(value: object) -> str:
