@@ -26,6 +26,7 @@ from loader.documents import (
     object_of,
     read_text,
     shown,
+    take_turn,
     utc_moment,
 )
 from loader.errors import SourceError
@@ -120,7 +121,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         for source in sources:
             problems: list[str] = []
             found = list(read_subscriptions(source, settings, problems))
-            landed = land_subscriptions(store, source.name, found, restate=args.restate)
+            with take_turn(store, __file__):  # not while it reads: standard input may be long
+                landed = land_subscriptions(store, source.name, found, restate=args.restate)
             summary.landed += landed
             summary.already_there += len(found) - landed
             summary.rejected += len(problems)
@@ -187,17 +189,17 @@ def land_subscriptions(
     known of that organization and instant before, whatever the clock says.
     """
     table = store.table("raw_billing_accounts")
-    there = [row[0] for row in store.query(f"select distinct content_hash from {table}")]
-    latest = [
-        ((organization, aware(valid_from)), known_at, tuple(terms))
-        for organization, valid_from, known_at, terms in store.query(
+    now = store.now()
+    places = [
+        ((organization, aware(valid_from)), known_at, tuple(terms), hashes)
+        for organization, valid_from, known_at, terms, hashes in store.query(
             "select organization_id, valid_from, max(known_at) as last_known_at,"
             " argMax((plan_type, cost_source, customer_id),"
-            " (known_at, landed_at, line, content_hash))"
+            " (known_at, landed_at, line, content_hash)), groupUniqArray(content_hash)"
             f" from {table} group by organization_id, valid_from"
         )
     ]
-    statements = Statements(there, latest)
+    statements = Statements(now, places)
     # Of one instant, the last in the source is what it says in the end.
     last = {(one.organization_id, one.valid_from): one for one in subscriptions}
     changed = set()

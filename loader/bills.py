@@ -30,6 +30,7 @@ from loader.documents import (
     json_documents,
     read_text,
     shown,
+    take_turn,
     utc_moment,
 )
 from loader.errors import SourceError
@@ -172,14 +173,15 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     summary = Summary()
     with open_store(settings, lambda text: print(text, file=sys.stderr)) as store:
         store.ensure_tables("landing/billing_tables.sql", "billing_tables_ddl", TABLES)
-        for name, periods in bills:
-            landed = land_periods(store, name, periods, args.account, restate=args.restate)
-            filled = [period for period in landed if not period.is_empty]
-            charged = [period for period in periods if not period.is_empty]
-            summary.periods += len(filled)
-            summary.lines += sum(len(period.lines) for period in filled)
-            summary.periods_already_there += len(charged) - len(filled)
-            summary.periods_emptied += len(landed) - len(filled)
+        with take_turn(store, __file__):
+            for name, periods in bills:
+                landed = land_periods(store, name, periods, args.account, restate=args.restate)
+                filled = [period for period in landed if not period.is_empty]
+                charged = [period for period in periods if not period.is_empty]
+                summary.periods += len(filled)
+                summary.lines += sum(len(period.lines) for period in filled)
+                summary.periods_already_there += len(charged) - len(filled)
+                summary.periods_emptied += len(landed) - len(filled)
     if args.json:
         print(json.dumps(asdict(summary)))
     else:
@@ -277,25 +279,20 @@ def land_periods(
         Land those too that were known before and do not hold any more.
     """
     table = store.table("raw_provider_bills")
-    there = [
-        (provider, aware(starts_at), content_hash)
-        for provider, starts_at, content_hash in store.query(
-            f"select distinct provider, starts_at, content_hash from {table}"
-            " where account = {account:String}",
-            {"account": account},
-        )
+    now = store.now()
+    found = store.query(
+        "select provider, starts_at, max(known_at) as last_known_at,"
+        " argMax(content_hash, (known_at, content_hash)), groupUniqArray(content_hash)"
+        f" from {table} where account = {{account:String}} group by provider, starts_at",
+        {"account": account},
+    )
+    places = [
+        (place, known_at, said, [(*place, content_hash) for content_hash in hashes])
+        for provider, starts_at, known_at, said, hashes in found
+        for place in [(provider, aware(starts_at))]
     ]
-    latest = [
-        ((provider, aware(starts_at)), known_at, content_hash)
-        for provider, starts_at, known_at, content_hash in store.query(
-            "select provider, starts_at, max(known_at) as last_known_at,"
-            " argMax(content_hash, (known_at, content_hash))"
-            f" from {table} where account = {{account:String}} group by provider, starts_at",
-            {"account": account},
-        )
-    ]
-    statements = Statements(there, latest)
-    known = {place for place, _, _ in latest}
+    statements = Statements(now, places)
+    known = {place for place, *_ in places}
     landed, rows = [], []
     for period in periods:
         first, content_hash = period.lines[0], period.content_hash

@@ -1,30 +1,35 @@
 """Small files read whole, and landed as statements of which the last known holds.
 
 Owns what billing and bills share: reading with a limit, exact numbers (a JSON number stays the text
-it was written as), times turned to UTC, and that a statement is landed once. Refuses to know what
-the documents are about, and to change what is landed: a correction is a statement more.
+it was written as), times turned to UTC, that a statement is landed once, and that runs take turns.
+Refuses to know what the documents are about, and to change what is landed: a correction is a
+statement more.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
+import os
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from loader.errors import SourceError
 from loader.settings import MEBIBYTE, Settings
-from loader.sources import Source
+from loader.sources import Source, hold
+from loader.store import Store
 
 __all__ = [
     *("MAX_BYTES", "JsonNumber", "Statements", "add_file_arguments"),
     *("as_json_value", "aware"),
-    *("csv_rows", "json_documents", "object_of", "read_text", "shown", "utc_moment"),
+    *("csv_rows", "json_documents", "object_of", "read_text", "shown", "take_turn", "utc_moment"),
 ]
 
 MAX_BYTES = 256 * MEBIBYTE
@@ -38,18 +43,26 @@ class Statements:
 
     Parameters
     ----------
-    there : iterable of hashable
-        Keys of all statements that are landed.
-    last : iterable of (place, datetime.datetime, hashable)
-        Of each place, when its last statement was known, and what it says.
+    now : datetime.datetime
+        The store's time, asked before the rest was: what landed too late to be found, and what
+        corrects that, is later. So a run that looked before a correction came does not undo it,
+        however late its insert takes effect.
+    places : iterable of (place, datetime.datetime, hashable, collection of hashable)
+        Of each place, when its last statement was known, what it says, and the keys of all that are
+        landed. Of one query: a correction is not seen without what it corrects.
     """
 
     def __init__(
-        self, there: Iterable[Hashable], last: Iterable[tuple[Hashable, datetime, Hashable]]
+        self,
+        now: datetime,
+        places: Iterable[tuple[Hashable, datetime, Hashable, Collection[Hashable]]],
     ) -> None:
-        self._there = set(there)
-        self._last = {place: (aware(known_at), said) for place, known_at, said in last}
-        self.now = datetime.now(UTC)
+        self.now = now
+        self._there: set[Hashable] = set()
+        self._last: dict[Hashable, tuple[datetime, Hashable]] = {}
+        for place, known_at, said, keys in places:
+            self._there.update(keys)
+            self._last[place] = aware(known_at), said
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._there
@@ -85,6 +98,34 @@ class Statements:
         self._there.add(key)
         self._last[place] = known_at, said
         return known_at
+
+
+@contextlib.contextmanager
+def take_turn(store: Store, path: str | None) -> Iterator[None]:
+    """Let the runs of this machine look at what is landed, and land what is new, one by one.
+
+    A run that is killed ends its turn. Runs of other machines, and inserts that go on in a server
+    after their run has ended, are not waited for: what lands has to be right with them, too.
+
+    Parameters
+    ----------
+    store : Store
+        An embedded one is this process's own: no turns are needed.
+    path : str or None
+        A file of the package that has what is to land, or reads it: it is held for the turn.
+
+    Raises
+    ------
+    SourceTakenError
+        If another process holds the file for longer than the limit.
+    """
+    if store.is_embedded or path is None:
+        yield
+        return
+    path = os.path.realpath(path)  # links are how some installers place files
+    seconds = store.settings.lock_timeout
+    with hold(Source(path, path, True), seconds, lambda text: print(text, file=sys.stderr)):
+        yield
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, formats: str, restate: str) -> None:

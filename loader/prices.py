@@ -8,11 +8,9 @@ one: that is SQL's. A price that has no exact decimal is an error, never rounded
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -20,10 +18,9 @@ from decimal import Decimal, localcontext
 from importlib.metadata import version
 from typing import Any
 
-from loader.documents import as_json_value
+from loader.documents import as_json_value, take_turn
 from loader.errors import LoaderError, StoreError, UsageError
 from loader.settings import Settings
-from loader.sources import Source, hold
 from loader.store import Store, open_store
 
 __all__ = ["PriceBook", "add_arguments", "diff_books", "land_book", "read_book", "run"]
@@ -125,9 +122,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             _print_diff(diff_books(store, *args.diff), args.json)
         else:
             book = read_book()
-            with contextlib.ExitStack() as stack:
-                if not store.is_embedded:  # which this process has to itself
-                    stack.enter_context(hold(_package_file(), settings.lock_timeout, _tell))
+            with take_turn(store, _package_file()):
                 is_new = land_book(store, book)
             if args.json:
                 summary = {"price_book_version": book.version, "landed": is_new}
@@ -264,15 +259,11 @@ def _held(store: Store, book: PriceBook) -> list[int]:
     return list(store.query(f"select {', '.join(counts)}", {"version": book.version})[0])
 
 
-def _package_file() -> Source:
+def _package_file() -> str | None:
     """Give the file that the book is read from: the runs of one machine hold it by turns."""
     from genai_prices import data
 
-    return Source(data.__file__, data.__file__, True)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    return data.__file__
 
 
 def diff_books(store: Store, old: str, new: str) -> list[dict[str, Any]]:

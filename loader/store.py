@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -143,6 +144,11 @@ class Store:
                 "a query", lambda: self._client.query(sql, parameters=bound)
             ).result_rows
         ]
+
+    def now(self) -> datetime:
+        """Give the store's time, UTC: the one clock that all who write to it have."""
+        moment: datetime = self.query("select now64(6, 'UTC')")[0][0]
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     def command(
         self,

@@ -8,6 +8,8 @@ import sys
 import time
 
 import loader.batches
+import loader.billing
+import loader.documents
 import loader.landing
 import loader.writer
 
@@ -23,7 +25,8 @@ def set_back(seconds: float) -> None:
 
     time.time = lambda: real_time() - seconds
     time.time_ns = lambda: real_ns() - int(seconds * 1e9)
-    for module in (loader.batches, loader.landing, loader.writer):
+    clocked = (loader.batches, loader.billing, loader.documents, loader.landing, loader.writer)
+    for module in clocked:
         module.datetime = Past  # type: ignore[attr-defined]
 
 
