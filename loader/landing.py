@@ -66,7 +66,6 @@ _LANDERS = 2
 _ATTEMPTS = 6
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 10.0
-_STILL_RUNNING_SECONDS = 60.0
 
 # ClickHouse's numbers for what a second try cannot mend: syntax, missing names, rights.
 _PERMANENT_CODES = frozenset(
@@ -305,7 +304,8 @@ def _patiently(
     for number in range(1, _ATTEMPTS + 1):
         try:
             if number > 1:
-                _wait_for_our_inserts(store, query_id_prefix, sleep)
+                # An insert of ours that still runs is not to be overtaken by another.
+                store.wait_for_inserts(query_id_prefix, f"batch {query_id_prefix}", sleep)
             return attempt(number)
         except SourceTakenError:
             raise
@@ -830,23 +830,9 @@ def _wait_for_the_killed(
     It may add to what is there, or say that what is about to be removed is landed.
     """
     try:
-        _wait_for_our_inserts(store, batch_id, sleep)
+        store.wait_for_inserts(batch_id, f"batch {batch_id}", sleep)
     except StoreError as error:
         if error.code != ACCESS_DENIED:
             raise
         return error
     return None
-
-
-def _wait_for_our_inserts(store: Store, batch_id: str, sleep: Callable[[float], None]) -> None:
-    """Wait for what runs of a batch: it is not to be overtaken, nor is a lost answer's insert."""
-    waited, pause = 0.0, 0.5
-    while batch_id and store.is_running(batch_id):
-        if waited >= _STILL_RUNNING_SECONDS:
-            raise StoreError(
-                f"the store {store.settings.store_name} still runs an insert of batch {batch_id} "
-                "whose answer was lost. Nothing is lost: run it again when that has ended."
-            )
-        sleep(pause)
-        waited += pause
-        pause = min(pause * 2, _LONGEST_WAIT_SECONDS)

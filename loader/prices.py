@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -21,7 +22,7 @@ from typing import Any
 from loader.documents import as_json_value, take_turn
 from loader.errors import LoaderError, StoreError, UsageError
 from loader.settings import Settings
-from loader.store import Store, open_store
+from loader.store import ACCESS_DENIED, Store, open_store
 
 __all__ = ["PriceBook", "add_arguments", "diff_books", "land_book", "read_book", "run"]
 
@@ -195,7 +196,8 @@ def read_book(
 def land_book(store: Store, book: PriceBook) -> bool:
     """Land a version, unless it is there whole: rows first, read back, then the ledger.
 
-    What a killed run has left of it, a damaged disk, or two runs at once, is landed anew.
+    What a killed run has left of it, a damaged disk, or two runs at once, is landed anew. An insert
+    of it that a server still runs, since its answer was lost, is waited for.
 
     Returns
     -------
@@ -207,6 +209,14 @@ def land_book(store: Store, book: PriceBook) -> bool:
     StoreError
         If the store refuses, or did not keep what was inserted. Run again, it begins anew.
     """
+    query_id = f"prices-{book.version}-"
+    try:
+        store.wait_for_inserts(query_id, f"price book {book.version}")
+    except StoreError as error:
+        if error.code != ACCESS_DENIED:
+            raise
+    # Each name is another: a server refuses one that it runs already.
+    query_id += uuid.uuid4().hex
     *held, in_ledger = _held(store, book)
     wanted = [len(book.prices), len(book.rules)]
     if in_ledger and held == wanted:
@@ -225,7 +235,7 @@ def land_book(store: Store, book: PriceBook) -> bool:
                 {"version": book.version},
             )
         values = [[book.version, *(row[name] for name in columns), landed_at] for row in rows]
-        store.insert_rows(table, ("price_book_version", *columns, "landed_at"), values)
+        store.insert_rows(table, ("price_book_version", *columns, "landed_at"), values, query_id)
     # Of both tables, as late as can be: another machine may land the same book at the same time.
     *held, in_ledger = _held(store, book)
     if held != wanted:
@@ -246,7 +256,7 @@ def land_book(store: Store, book: PriceBook) -> bool:
             "rules": len(book.rules),
             "landed_at": datetime.now(UTC),
         }
-        store.insert_rows("raw_price_books", tuple(ledger), [tuple(ledger.values())])
+        store.insert_rows("raw_price_books", tuple(ledger), [tuple(ledger.values())], query_id)
     return True
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +49,9 @@ RAW_TABLES = ("raw_traces", "raw_rejects", "raw_batches")
 
 # The most that one writev takes.
 _BUFFERS_A_WRITE = 1024
+
+_STILL_RUNNING_SECONDS = 60.0
+_LONGEST_WAIT_SECONDS = 10.0
 
 ACCESS_DENIED = 497
 
@@ -168,9 +172,15 @@ class Store:
         )
 
     def insert_rows(
-        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+        self,
+        table: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        query_id: str | None = None,
     ) -> None:
         """Insert a few Python rows as one part; a server is sent them once, as in `insert_binary`.
+
+        A server runs it under the `query_id`, if there is one; see `is_running`.
 
         Raises
         ------
@@ -190,7 +200,8 @@ class Store:
             blocks = b"".join(NativeTransform.build_insert(context))
             if context.insert_exception is not None:
                 raise context.insert_exception
-            self._client.raw_insert("", insert_block=io.BytesIO(blocks))
+            named = {"query_id": query_id} if query_id else None
+            self._client.raw_insert("", insert_block=io.BytesIO(blocks), settings=named)
 
         self._guarded(f"an insert into {table}", insert)
 
@@ -294,6 +305,36 @@ class Store:
                 "system.processes to it, or run the operation create_roles; then run it again.",
                 error.code,
             ) from None
+
+    def wait_for_inserts(
+        self, query_id_prefix: str, what: str, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        """Wait until a server runs no insert under this name any more; of no name, not at all.
+
+        Parameters
+        ----------
+        query_id_prefix : str
+            As of `is_running`.
+        what : str
+            What is inserted, for the message.
+        sleep : callable
+            Waits, in seconds.
+
+        Raises
+        ------
+        StoreError
+            If the server does not say, or one runs for longer than a minute.
+        """
+        waited, pause = 0.0, 0.5
+        while query_id_prefix and self.is_running(query_id_prefix):
+            if waited >= _STILL_RUNNING_SECONDS:
+                raise StoreError(
+                    f"the store {self.settings.store_name} still runs an insert of {what} "
+                    "whose answer was lost. Nothing is lost: run it again when that has ended."
+                )
+            sleep(pause)
+            waited += pause
+            pause = min(pause * 2, _LONGEST_WAIT_SECONDS)
 
     def tables(self) -> set[str]:
         """Return the names of the database's tables and views; empty if there is no database."""

@@ -194,6 +194,26 @@ def test_a_second_landing_of_the_price_book_waits_for_the_first(
     assert [list(row.values()) for row in book] == [list(project.query(held)[0].values())]
 
 
+@pytest.mark.parametrize("table", ["raw_prices", "raw_price_rules", "raw_price_books"])
+def test_a_price_book_is_landed_once_though_an_insert_of_it_takes_effect_late(
+    front: Front, project: Project, table: str
+) -> None:
+    front.misbehave("drop", effect="late", inserts=True, contains=table, seconds=4)
+    project.loader("prices", expect=3)
+    project.loader("prices")
+    while project.value("select count() from system.processes where query ilike 'insert%'"):
+        time.sleep(0.2)
+    assert project.loader("prices").stdout.startswith("already there: price book")
+    (book,) = project.query("select prices, rules from raw_price_books")
+    held = "select (select count() from raw_prices), (select count() from raw_price_rules)"
+    assert list(project.query(held)[0].values()) == list(book.values())
+
+
+def test_who_may_not_see_what_runs_lands_a_price_book(front: Front, project: Project) -> None:
+    front.misbehave("answer", status=403, code=497, contains="system.processes", count=None)
+    assert project.loader("prices").stdout.startswith("landed price book")
+
+
 def test_a_file_that_another_process_keeps_is_left_alone(
     front: Front, project: Project, file: Path
 ) -> None:
