@@ -18,6 +18,9 @@ Limits, and what happens at each: a spool directory holds at most ``max_spool_by
 on their way to it at most ``max_memory_bytes`` (plus one a thread). At a limit, and on a full disk,
 ``on_full="block"`` waits up to ``block_seconds`` and then refuses; ``"refuse"`` refuses at once.
 A refused record raises :class:`~loader.spool.SpoolFull` and is counted in :meth:`Writer.stats`.
+
+A signal's handler may raise anywhere in here (a time limit, say). Such a write is stored or not;
+what was acknowledged stays, and whoever writes or ends next makes good what was left halfway.
 """
 
 from __future__ import annotations
@@ -27,9 +30,13 @@ import atexit
 import contextlib
 import dataclasses
 import errno
+import fcntl
+import functools
+import io
 import json
 import logging
 import os
+import queue
 import re
 import threading
 import time
@@ -198,20 +205,42 @@ class _NoRoom(Exception):
     """A limit is reached: wait or refuse."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Segment:
-    """The file this process appends to."""
+    """The file this process appends to.
+
+    Each step of its life is one assignment, so that an interruption finds it before or behind it.
+
+    Attributes
+    ----------
+    file : io.FileIO
+        Owns the descriptor: it may be closed again, and what nobody holds any more is closed.
+    written : int
+        The file's size, as long as `is_whole`.
+    is_whole : bool
+        All that was begun to be appended is there, or cut off again.
+    is_over : bool
+        Nothing is appended any more: it is to be finished.
+    is_handed_over : bool
+        Its renaming was begun.
+    """
 
     path: Path
-    descriptor: int
+    file: io.FileIO
     started: float
     written: int = 0
     records: int = 0
     synced: int = 0
     is_named: bool = False
-    is_closed: bool = False
+    is_whole: bool = False
+    is_over: bool = False
+    is_handed_over: bool = False
     failure: OSError | None = None
     sync_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def descriptor(self) -> int:
+        return self.file.fileno()
 
 
 class _Group:
@@ -473,15 +502,17 @@ class Writer:
         self._stream = new_stream()
         self._sequence = 0
         self._segment: _Segment | None = None
+        self._unfinished: set[_Segment] = set()
         self._is_closed = False
         self._stats = WriterStats()
-        self._in_flight = 0
+        self._in_flight: dict[int, int] = {}
         self._groups: dict[asyncio.AbstractEventLoop, _Group] = {}
         self._syncer: ThreadPoolExecutor | None = None
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn]
         self._turns = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        # No threading.Event: a signal's handler that raises within one may leave its lock held.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._disk_bytes = 0
         self._disk_seen = float("-inf")
         self._scan_took = 0.0
@@ -529,18 +560,16 @@ class Writer:
     def flush(self) -> None:
         """Make what was written durable, and finish the segment so that it can be landed."""
         with self._lock:
-            segment, self._segment = self._segment, None
-        if segment is not None:
-            self._finish(segment)
+            self._end_segments()
+        self._finish_segments()
 
     def close(self) -> None:
         """Flush, and take no more records. Safe to call twice."""
         with self._lock:
+            self._end_segments()
             self._is_closed = True
-            segment, self._segment = self._segment, None
-        self._wake.set()
-        if segment is not None:
-            self._finish(segment)
+        self._wake.put(None)
+        self._finish_segments()
 
     def __enter__(self) -> Self:
         return self
@@ -581,6 +610,8 @@ class Writer:
             try:
                 self._sync(segment, end)
             except OSError as error:
+                if _is_foreign(error):
+                    raise
                 raise self._sync_failed(segment, error) from None
 
     async def _write_async(self, trace: Any, kind: int) -> None:
@@ -605,6 +636,8 @@ class Writer:
             try:
                 await self._sync_async(segment, end)
             except OSError as error:
+                if _is_foreign(error):
+                    raise
                 raise self._sync_failed(segment, error) from None
 
     def _redacted(self, line: bytes) -> bytes:
@@ -631,11 +664,14 @@ class Writer:
 
     def _try_append(self, trace: Any, kind: int) -> tuple[_Segment, int]:
         """Append one frame if there is room; return its segment and where it ends there."""
+        thread = threading.get_ident()
         with self._lock:
             if self._is_closed:
                 raise SpoolClosed(f"{self.spool}: the writer is closed")
-            if self._in_flight >= self.options.max_memory_bytes:
-                raise _NoRoom(f"{self._in_flight} bytes in memory wait to be written")
+            self._in_flight.pop(thread, None)  # of a write of ours that was interrupted
+            in_flight = sum(self._in_flight.values())
+            if in_flight >= self.options.max_memory_bytes:
+                raise _NoRoom(f"{in_flight} bytes in memory wait to be written")
         try:
             payload = trace if kind == REJECT else self._redacted(encode_trace(trace))
         except SpoolError as error:
@@ -649,7 +685,7 @@ class Writer:
             )
         head = frame_head(payload, kind)
         with self._lock:
-            self._in_flight += len(payload)
+            self._in_flight[thread] = len(payload)
         finished: list[_Segment] = []
         try:
             with self._lock:
@@ -657,6 +693,8 @@ class Writer:
                     raise SpoolClosed(f"{self.spool}: the writer is closed")
                 return self._append(head, payload, finished)
         except OSError as error:
+            if _is_foreign(error):
+                raise
             raise self._failed(
                 SpoolError(
                     f"{self.spool}: cannot write to the spool ({error.strerror or error}): "
@@ -665,7 +703,7 @@ class Writer:
             ) from None
         finally:
             with self._lock:
-                self._in_flight -= len(payload)
+                self._in_flight.pop(thread, None)
             for segment in finished:
                 self._finish(segment)
 
@@ -677,22 +715,25 @@ class Writer:
         self._check_disk(need)
         while True:
             segment = self._segment
-            is_fresh = segment is None
-            if segment is None:
+            if segment is not None and not segment.is_whole:
+                segment.is_over = True  # a write was interrupted: who knows what is at its end
+                finished.append(segment)
+            is_fresh = segment is None or segment.is_over
+            if segment is None or segment.is_over:
                 segment = self._segment = self._open_segment()
             try:
                 _write_all(segment, head, payload)
             except OSError as error:
                 if error.errno not in _NO_ROOM:
-                    self._segment = None
+                    segment.is_over = True
                     finished.append(segment)
                     raise
                 if error.errno == errno.EFBIG and not is_fresh:
-                    self._segment = None  # this file may not grow, another one may
+                    segment.is_over = True  # this file may not grow, another one may
                     finished.append(segment)
                     continue
                 if segment.records == 0:
-                    self._segment = None
+                    segment.is_over = True
                     finished.append(segment)
                 raise _NoRoom(os.strerror(error.errno or errno.ENOSPC).lower()) from None
             break
@@ -704,7 +745,7 @@ class Writer:
             segment.written >= self.options.segment_bytes
             or segment.records >= self.options.segment_records
         ):
-            self._segment = None
+            segment.is_over = True
             finished.append(segment)
         return segment, segment.written
 
@@ -745,21 +786,24 @@ class Writer:
 
     def _open_segment(self) -> _Segment:
         """Make and lock the next segment file. A drainer may take it before it is locked: again."""
+        self._end_segments()  # one may be left of an opening that was interrupted
         while True:
             self._sequence += 1
             path = self.spool / f"{self._stream}-{self._sequence:08d}.open"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             try:
-                descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+                # One call, within which no signal is looked at: no descriptor is left to nobody.
+                file = io.FileIO(path, "xb", opener=functools.partial(os.open, mode=0o600))
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise _NoRoom(os.strerror(error.errno or 0).lower()) from None
                 raise
-            segment = _Segment(path, descriptor, time.monotonic())
+            segment = _Segment(path, file, time.monotonic())
+            self._unfinished.add(segment)
             try:
-                if not try_lock(descriptor) or os.fstat(descriptor).st_nlink == 0:
+                if not try_lock(file.fileno()) or os.fstat(file.fileno()).st_nlink == 0:
                     self._abandon(segment)
                     continue
+                fcntl.fcntl(file.fileno(), fcntl.F_SETFL, os.O_APPEND)
                 _write_all(segment, encode_header(), b"")
             except OSError as error:
                 self._abandon(segment)
@@ -769,14 +813,14 @@ class Writer:
             self._disk_bytes += HEADER_BYTES
             if self._thread is None:
                 self._thread = _start(self._keep, "tokenledger-spool")
-            self._wake.set()
+            self._wake.put(None)
             return segment
 
     def _abandon(self, segment: _Segment) -> None:
         with contextlib.suppress(OSError):
             segment.path.unlink()
-        segment.is_closed = True
-        os.close(segment.descriptor)
+        segment.file.close()
+        self._unfinished.discard(segment)
 
     # ------------------------------------------------------------------- syncing, finishing
 
@@ -787,7 +831,7 @@ class Writer:
         with segment.sync_lock:
             if segment.failure is not None:
                 raise segment.failure
-            if segment.synced >= end or segment.is_closed:
+            if segment.synced >= end or segment.file.closed:
                 return
             self._sync_locked(segment)
 
@@ -799,6 +843,8 @@ class Writer:
                 sync_directory(self.spool)
                 segment.is_named = True
         except OSError as error:
+            if _is_foreign(error):
+                raise
             # After a failed fsync the kernel may call the pages clean: nobody may ask again.
             segment.failure = error
             self._stats.fsync_failures += 1
@@ -870,46 +916,66 @@ class Writer:
     def _sync_failed(self, segment: _Segment, error: OSError) -> SpoolError:
         with self._lock:
             self._stats.failed += 1
-            if self._segment is segment:
-                self._segment = None
+            segment.is_over = True
         self._finish(segment)
         return SpoolError(
             f"{self.spool}: fsync failed ({error.strerror}): the trace may be lost; check the disk"
         )
 
+    def _end_segments(self) -> None:
+        """Let nothing be appended any more to what is open; under the lock."""
+        for segment in list(self._unfinished):
+            segment.is_over = True
+
+    def _finish_segments(self) -> None:
+        """Finish what is over, also what somebody was interrupted at or is still at."""
+        for segment in list(self._unfinished):
+            if segment.is_over:
+                self._finish(segment)
+
     def _finish(self, segment: _Segment) -> None:
         """Close a segment and give it to the drainers; what fails here a drainer makes good."""
         with segment.sync_lock:
-            if segment.is_closed:
+            if not segment.file.closed:
+                self._hand_over(segment)
+                segment.file.close()
+        self._unfinished.discard(segment)
+
+    def _hand_over(self, segment: _Segment) -> None:
+        """Rename what is over; after an interruption, again."""
+        is_again = segment.is_handed_over
+        try:
+            if segment.records == 0:
+                segment.path.unlink(missing_ok=True)
                 return
-            try:
-                if segment.records == 0:
-                    segment.path.unlink()
-                    return
-                if (
-                    self.options.fsync != "never"
-                    and segment.synced < segment.written
-                    and segment.failure is None
-                ):
-                    self._sync_locked(segment)
-                segment.path.rename(segment.path.with_suffix(".ready"))
-                self._stats.segments += 1
-            except FileNotFoundError:
-                self._stats.removed += segment.records
-                _log.error(
-                    "%s: somebody removed it: its %d records are lost",
-                    segment.path,
-                    segment.records,
-                )
-            except OSError as error:
-                _log.warning(
-                    "%s: not finished (%s): a drainer takes it over",
-                    segment.path,
-                    error.strerror,
-                )
-            finally:
-                segment.is_closed = True
-                os.close(segment.descriptor)
+            if not segment.is_whole:  # of a write that was interrupted: all else is counted
+                os.ftruncate(segment.descriptor, segment.written)
+            if (
+                self.options.fsync != "never"
+                and segment.synced < segment.written
+                and segment.failure is None
+            ):
+                self._sync_locked(segment)
+            segment.is_handed_over = True
+            segment.path.rename(segment.path.with_suffix(".ready"))
+            self._stats.segments += 1
+        except FileNotFoundError:
+            if is_again:
+                return  # it was renamed, and then came the interruption
+            self._stats.removed += segment.records
+            _log.error(
+                "%s: somebody removed it: its %d records are lost",
+                segment.path,
+                segment.records,
+            )
+        except OSError as error:
+            if _is_foreign(error):
+                raise
+            _log.warning(
+                "%s: not finished (%s): a drainer takes it over",
+                segment.path,
+                error.strerror,
+            )
 
     def _keep(self) -> None:
         """Finish segments by age and, under ``interval``, sync: the writer's one thread."""
@@ -917,19 +983,17 @@ class Writer:
         window = options.fsync_interval_ms / 1000
         while not self._is_closed:
             segment = self._segment
-            if segment is None:
-                self._wake.wait()
-                self._wake.clear()
-                continue
+            if segment is None or segment.is_over:
+                self._finish_segments()
+                self._wake.get()
+                with self._lock:  # until who opened a segment has named it the one to append to
+                    continue
             left = segment.started + options.segment_seconds - time.monotonic()
             if left <= 0:
                 with self._lock:
-                    is_ours = self._segment is segment
-                    if is_ours:
-                        self._segment = None
-                if is_ours:
-                    self._finish(segment)
+                    segment.is_over = True
                 continue
+            self._finish_segments()
             self._scan_if_due()
             if options.fsync == "interval":
                 left = min(left, window)
@@ -938,23 +1002,29 @@ class Writer:
                 # A failure stays with the segment; its records are in the page cache still.
                 with contextlib.suppress(OSError):
                     self._sync(segment, segment.written)
+        self._finish_segments()
 
     # ------------------------------------------------------------------------------ fork
 
     def _after_fork_in_child(self) -> None:
         """Leave the parent's segment to the parent: close it here, begin a stream of our own."""
-        segment, is_closed = self._segment, self._is_closed
+        segments, is_closed = self._unfinished, self._is_closed
         self._reset()
         self._is_closed = is_closed
-        if segment is not None and not segment.is_closed:
+        for segment in segments:
             with contextlib.suppress(OSError):
-                os.close(segment.descriptor)
+                segment.file.close()
 
 
 def _write_all(segment: _Segment, head: bytes, payload: bytes) -> None:
-    """Append head and payload, or nothing: what was written in part is cut off again."""
+    """Append head and payload, or nothing: what was written in part is cut off again.
+
+    Where that fails, or is interrupted, the segment is not whole any more. What was counted of a
+    write is not relied on then: a signal's handler may raise before it is counted, OSError too.
+    """
     total = len(head) + len(payload)
     done = 0
+    segment.is_whole = False
     try:
         while done < total:
             if done < len(head):
@@ -962,11 +1032,18 @@ def _write_all(segment: _Segment, head: bytes, payload: bytes) -> None:
             else:
                 done += os.write(segment.descriptor, memoryview(payload)[done - len(head) :])
     except OSError:
-        if done:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if os.fstat(segment.descriptor).st_size != segment.written:
                 os.ftruncate(segment.descriptor, segment.written)
+            segment.is_whole = True
         raise
     segment.written += total
+    segment.is_whole = True
+
+
+def _is_foreign(error: OSError) -> bool:
+    """Tell whether no call of the system failed: a signal's handler raised, TimeoutError say."""
+    return error.errno is None
 
 
 def _start(action: Callable[[], None], name: str) -> threading.Thread | None:
