@@ -1,6 +1,8 @@
 {{ config(materialized='view') }}
 {# one row per provider, requested model, service tier and kind of lack #}
 
+{#- A cost that waits for its trace (mend) counts nowhere. -#}
+
 with
 
 costs as (
@@ -8,6 +10,11 @@ costs as (
     where
         cost_status in ('partly_priced', 'provider_reported')
         or total_cost_usd is null
+),
+
+traces as (
+    select id from {{ ref('llm_traces') }}
+    where id in (select id from costs)
 ),
 
 lacking as (
@@ -29,6 +36,7 @@ lacking as (
         created_at,
         id
     from costs
+    where id in (select id from traces)
 ),
 
 counted as (
