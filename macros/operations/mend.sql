@@ -150,9 +150,10 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
 
     {%- set short = short_batches() -%}
     {%- set llm_traces = ref('llm_traces') -%}
+    {#- The ledger may have a batch twice: with more of `continues` than at first. -#}
     {%- set sources = run_query(
-        'select source, count() as batches, sum(`rows`) as `rows` from ' ~ source('raw', 'raw_batches')
-        ~ ' where batch_id in (' ~ short ~ ') group by source order by source'
+        'select source, count() as batches, sum(`rows`) as `rows` from (select distinct batch_id, source, `rows` from '
+        ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short ~ ')) group by source order by source'
     ) -%}
     {%- if sources.rows | length > 0 -%}
         {%- do print('not whole any more in the raw tables; land these sources again:') -%}

@@ -91,6 +91,18 @@ def test_the_cost_of_a_lost_trace_waits_for_it_and_is_in_no_report(
     assert embedded.query(priced) == before
 
 
+def test_a_batch_of_two_ledger_rows_is_listed_once(embedded: Project, tmp_path: Path) -> None:
+    """A second row says what was not known at first: which beginning of a line it goes on from."""
+    source = write(tmp_path / "a.ndjson", [record(number) for number in range(1, 4)])
+    embedded.loader(str(source))
+    embedded.query(
+        "insert into raw_batches select * replace (['begun'] as continues) from raw_batches",
+        "alter table raw_traces delete where true settings mutations_sync = 2",
+    )
+    (listed,) = (line for line in operation(embedded, "mend").splitlines() if str(source) in line)
+    assert [column.strip() for column in listed.strip("| ").split("|")] == [str(source), "1", "3"]
+
+
 def test_a_truncated_file_is_noticed_and_mended(embedded: Project, tmp_path: Path) -> None:
     source = write(tmp_path / "a.ndjson", [record(number) for number in range(1, 200)])
     embedded.loader(str(source))
