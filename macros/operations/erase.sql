@@ -45,7 +45,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- set needed = [ref('int_traces__unioned'), ref('int_traces__pending'), ref('llm_traces')] + ([ref('int_traces__rebilled')] if 'customer' in kwargs else []) -%}
     {%- for relation in needed if execute and load_relation(relation) is none -%}
         {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
-        {{ exceptions.raise_compiler_error('erase: whose a trace is is not known before a dbt run has made ' ~ relation.identifier ~ '. Nothing was erased.') }}
+        {{ exceptions.raise_compiler_error('erase: there is no ' ~ relation.identifier ~ ' yet, and nothing else says whose the traces are. Let a dbt run make it, then erase again. Nothing was erased.') }}
     {%- endfor -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}

@@ -42,8 +42,10 @@ def test_a_second_run_refuses_clearly_while_another_holds_it(server: Project) ->
 
 def test_erasing_looks_at_what_there_is_behind_the_lock(server: Project) -> None:
     """The run that holds the lock may be the first, and about to make what is looked for."""
-    unknown = "whose a trace is is not known before a dbt run"
-    assert unknown in operation(server, "erase", "{organization: x}", expect=1)
+    unknown = "there is no {} yet, and nothing else says whose the traces are"
+    refused = operation(server, "erase", "{organization: x}", expect=1)
+    assert unknown.format("int_traces__unioned") in refused
+    unknown = unknown.format("int_traces__rebilled")
     server.dbt("run", "--select", "+llm_traces")
     server.query("drop view if exists int_traces__rebilled")
     customer = "{customer: x}"
