@@ -74,10 +74,10 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         ~ (conditions + ([of_user] if user is not none else [])) | join(' and ') -%}
     {#- The list outlives a kill: it is what the ids are known from once raw rows are gone. That of a dry run is
         its own, and goes. -#}
-    {%- set subject = [] -%}
-    {%- for kind, value in kwargs | dictsort -%}{%- do subject.append(kind ~ '\n' ~ value) -%}{%- endfor -%}
-    {%- set list_name = 'erase_dry_run_' ~ local_md5(invocation_id) if dry_run else 'erase_list_' ~ local_md5(subject | join('\n')) -%}
+    {%- set subject = tojson(kwargs, sort_keys=true) -%}
+    {%- set list_name = 'erase_dry_run_' ~ local_md5(invocation_id) if dry_run else 'erase_list_' ~ local_md5(subject) -%}
     {%- set list = api.Relation.create(database='', schema=target.schema, identifier=list_name) -%}
+    {%- if not dry_run -%}{%- do _take_up_former_list(kwargs, list) -%}{%- endif -%}
     {%- set others = run_query(
         'select count() from system.tables where database = ' ~ sql_text(target.schema)
         ~ " and startsWith(name, 'erase_list_') and total_rows > 0 and name != " ~ sql_text(list.identifier)
@@ -197,7 +197,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         ) -%}
         {%- do run_query(
             'insert into ' ~ source('operations', 'erasures')
-            ~ " select " ~ sql_text(kinds | join(', ')) ~ ", lower(hex(SHA256(" ~ sql_text(kwargs.values() | join('\n')) ~ "))), "
+            ~ " select " ~ sql_text(kinds | join(', ')) ~ ", lower(hex(SHA256(" ~ sql_text(subject) ~ "))), "
             ~ report.rows[2][1] ~ ", " ~ report.rows[1][1] ~ ", " ~ report.rows[0][1] ~ ", now64(3, 'UTC')"
         ) -%}
     {%- endif -%}
@@ -205,6 +205,17 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- if not dry_run -%}
         {%- do free_run_lock() -%}
         {%- do print('erased. Roll-ups are made anew by the next dbt run. Backups, logs and files that were landed are not touched.') -%}
+    {%- endif -%}
+{%- endmacro -%}
+
+{#- What an earlier version began has a list of another name, which a value with a line break may share with
+    another subject: that one is left, and counted with those that are not complete. -#}
+{%- macro _take_up_former_list(subject, list) -%}
+    {%- set lines = [] -%}
+    {%- for kind, value in subject | dictsort -%}{%- do lines.append(kind ~ '\n' ~ value) -%}{%- endfor -%}
+    {%- set former = api.Relation.create(database='', schema=list.schema, identifier='erase_list_' ~ local_md5(lines | join('\n'))) -%}
+    {%- if '\n' not in subject.values() | join and load_relation(former) is not none and load_relation(list) is none -%}
+        {%- do run_query('rename table ' ~ former ~ ' to ' ~ list ~ on_cluster()) -%}
     {%- endif -%}
 {%- endmacro -%}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import signal
@@ -861,6 +862,40 @@ def test_what_is_broken_off_is_completed_for_nobody_else(server: Project, tmp_pa
     assert server.query("select traces from erasures order by erased_at") == [
         *({"traces": 2}, {"traces": left})
     ]
+
+
+def test_a_name_of_several_lines_is_no_other_subject(server: Project, tmp_path: Path) -> None:
+    land(server, tmp_path / "a.ndjson", [record(1, org_id="a", user_id="b"), record(2)])
+    server.dbt("run", *PLAIN)
+    both, lines = {"organization": "a", "user": "b"}, {"organization": "a\nuser\nb"}
+    kill_once_listed(server, json.dumps(both))
+    said = operation(server, "erase", json.dumps(lines))
+    assert "1 erasures for somebody else were begun and are not complete" in said
+    assert "for somebody else" not in operation(server, "erase", json.dumps(both))
+    assert server.query("select id from llm_traces") == [{"id": "000002"}]
+    hashes = server.query("select subject_hash from erasures order by erased_at")
+    assert [row["subject_hash"] for row in hashes] == [
+        hashlib.sha256(json.dumps(subject).encode()).hexdigest() for subject in (lines, both)
+    ]
+
+
+def test_what_an_earlier_version_began_is_completed(embedded: Project, tmp_path: Path) -> None:
+    """It named its list otherwise, and deleted the rows that say whose the trace is."""
+    land(embedded, tmp_path / "a.ndjson", [record(1, org_id="a", user_id="b"), record(2)])
+    embedded.dbt("run", *PLAIN)
+    former = "erase_list_" + hashlib.md5(b"organization\na\nuser\nb").hexdigest()
+    embedded.query(
+        f"create table {former} (id String, batch_id String, position UInt32,"
+        " organization_id String, created_date Date32) engine = MergeTree order by id",
+        f"insert into {former} select id, batch_id, position, organization_id,"
+        " toDate32(created_at) from llm_traces where organization_id = 'a'",
+        "alter table raw_traces delete where position = 0 settings mutations_sync = 2",
+    )
+    lines = json.dumps({"organization": "a\nuser\nb"})
+    assert "1 erasures for somebody else were begun" in operation(embedded, "erase", lines)
+    operation(embedded, "erase", "{user: b, organization: a}")
+    assert embedded.query("select id from llm_traces") == [{"id": "000002"}]
+    assert embedded.query("show tables like 'erase_%'") == []
 
 
 @pytest.mark.parametrize("is_pending", [False, True])
