@@ -10,8 +10,8 @@ One of organization, user, customer, agent is needed; several narrow it (all mus
 the envelope's user_id, which only raw_traces holds; `customer` the billing customer as money goes by
 it: the trace's own, or what is known now of its organization at its time; `agent` the agent_id. A
 trace goes with every arrival of it in its organization: one that stayed would be the trace from the
-next run on. A reject cannot be read, so it goes when its bytes hold every one of the ids as a JSON
-string, however spelled, or number. A trace that was a reject first, and was replayed, takes that reject
+next run on. A reject cannot be read, so it goes when its bytes name every one of the ids under
+a key for such (names_text). A trace that was a reject first, and was replayed, takes that reject
 with it, whatever it holds: a customer may be known from a subscription alone. A replay's lines keep their
 places. So does a trace whose line was landed before it was whole.
 
@@ -107,8 +107,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- set places = '(select ' ~ place ~ ' from ' ~ list ~ ')' -%}
 
     {%- set needles = [] -%}
-    {%- for value in kwargs.values() -%}
-        {%- do needles.append(names_text('raw', value)) -%}
+    {%- for kind, value in kwargs.items() -%}
+        {%- do needles.append(names_text('raw', kind, value)) -%}
     {%- endfor -%}
     {%- set by_content = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ') -%}
     {%- set owned_rejects = by_content ~ ' or (' ~ line ~ ') in (select ' ~ line ~ ' from ' ~ list
@@ -273,10 +273,47 @@ from matched
     )
 {%- endmacro -%}
 
-{#- Whether text, which need not be JSON as a whole, holds this value as a JSON string, or, where it is all
-    digits, as a number. Each character may be itself or an escape, behind as many backslashes as JSON in
-    strings within strings gives it. -#}
-{%- macro names_text(text, value) -%}
+{#- Whether text, which need not be JSON, names the subject: the value stands under a key for such, as a JSON
+    string or, where it is all digits, as a number. Such a key ends in one of the words, or in it and `id`.
+    Where a torn line begins behind that key, or within it (at the start, or at the end of a hole of zeros),
+    the string alone tells; unless another organization than the one that is looked for is named. -#}
+{%- macro names_text(text, kind, value) -%}
+    {%- set words = {
+        'organization': ['org', 'organization'],
+        'user': ['user', 'safety_identifier'],
+        'customer': ['customer'],
+        'agent': ['agent'],
+    }[kind] -%}
+    {%- set quote = '(?:\\\\*"|\\\\+u0022)' -%}
+    {%- set space = '(?:\\s|\\\\+[nrt])' -%}
+    {%- set keys = [] -%}
+    {%- set torn_keys = [] -%}
+    {%- for word in words -%}
+        {%- set torn = namespace(key='') -%}
+        {%- set pieces = _spelled(word) + ['(?:[._-]?i?d)?', quote, space ~ '*:' ~ space ~ '*'] -%}
+        {%- for piece in pieces -%}{%- set torn.key = '(?:' ~ torn.key ~ piece ~ ')?' -%}{%- endfor -%}
+        {%- do keys.append(pieces | join('')) -%}
+        {%- do torn_keys.append(torn.key) -%}
+    {%- endfor -%}
+    {%- set key = '(?i:' ~ keys | join('|') ~ ')' -%}
+    {%- set string = quote ~ _spelled(value) | join('') ~ quote -%}
+    {%- set number = value ~ space ~ '*(?:[,}\\]]|$)' if modules.re.fullmatch('[0-9]+', value) -%}
+    {#- JSON within strings, and lists. -#}
+    {%- set opened = '(?:' ~ quote ~ '|' ~ space ~ ')*(?:\\[(?:[^\\[\\]{}]*,)?' ~ space ~ '*)?' -%}
+    {%- set named = key ~ opened ~ '(?:' ~ [string, number] | select | join('|') ~ ')' -%}
+    {%- set begun = '(?:^|\\x{0000})(?i:' ~ torn_keys | join('|') ~ ') ?' ~ string -%}
+    {%- set another = key ~ '(?:' ~ quote ~ '[^"\\\\]|[0-9])' -%}
+    {%- set readable = 'toValidUTF8(' ~ text ~ ')' -%}
+    (
+        match({{ readable }}, {{ sql_text(named) }})
+        or match({{ readable }}, {{ sql_text(begun) }})
+        {%- if kind == 'organization' %} and not match({{ readable }}, {{ sql_text(another) }}){% endif %}
+    )
+{%- endmacro -%}
+
+{#- The patterns of a text's characters within JSON: each may be itself or an escape, behind as many
+    backslashes as JSON in strings within strings gives it. -#}
+{%- macro _spelled(value) -%}
     {%- set short = {'\b': 'b', '\f': 'f', '\n': 'n', '\r': 'r', '\t': 't'} -%}
     {%- set spelled = [] -%}
     {%- for character in value -%}
@@ -290,13 +327,7 @@ from matched
         {%- if character in short -%}{%- do ways.append('\\\\+' ~ short[character]) -%}{%- endif -%}
         {%- do spelled.append('(?:' ~ ways | join('|') ~ ')') -%}
     {%- endfor -%}
-    {%- set quote = '(?:\\\\*"|\\\\+u0022)' -%}
-    {%- set needles = [quote ~ spelled | join('') ~ quote] -%}
-    {%- if modules.re.fullmatch('[0-9]+', value) -%}
-        {%- set space = '(?:\\s|\\\\+[nrt])*' -%}
-        {%- do needles.append('[:\\[,]' ~ space ~ value ~ space ~ '(?:[,}\\]]|$)') -%}
-    {%- endif -%}
-    match(toValidUTF8({{ text }}), {{ sql_text(needles | join('|')) }})
+    {{ return(spelled) }}
 {%- endmacro -%}
 
 {#- The places of which a row was erased: in either raw table, as a line that was a reject may be a row

@@ -695,6 +695,87 @@ def test_a_reject_goes_where_the_id_is_a_number(embedded: Project, tmp_path: Pat
     assert left == [len(names) + 1 + number for number in range(len(others))]
 
 
+@pytest.mark.parametrize(
+    ("subject", "theirs", "others"),
+    [
+        (
+            {"organization": "1"},
+            [
+                '{"org_id": "1", "cut":',
+                '{"request_json": {"n": 2}, "org_id":1, "cut":',
+                '{"request_json": "{\\"organization_id\\": \\"1\\", \\"cut',
+                '{"org_id": "org-B", "org_id": "1"}',
+                '{"orgId": "1", "of": "another format"}',
+                '{"\\u006frg_id": "1", "cut":',
+                # The rest of a line, whose key is cut or was cut off.
+                'rg_id": "1", "step_id": "s"}',
+                '_id": "1", "step_id": "s", "org_id": null}',
+                '": "1", "step_id": "s"}',
+                ' "1", "step_id": "s"}',
+                '"1", "step_id": "s"}',
+                '{"org\0\0\0\0id": "1", "step_id": "s"}',
+            ],
+            [
+                '{"org_id": "org-B", "request_json": {"n": 1, "tools": [1, 2], "cut":',
+                '{"org_id": "org-B", "request_json": {"temperature": "1", "seed": 1}, "cut":',
+                '{"org_id": "org-1", "user_id": "1", "agent_id": "1", "cut":',
+                '{"request_json": "the org \\"1\\" is mentioned", "cut":',
+                '"1", "step_id": "s", "org_id": "org-B"}',
+                '": "1", "step_id": "s", "org_id": 2}',
+                'ep_id": "1", "cut":',
+                # A number that may be the end of another; a document written over several lines.
+                '1, "step_id": "s"}',
+                '    "1",',
+                '    "step_id": "1",',
+            ],
+        ),
+        (
+            {"user": "user"},
+            [
+                '{"org_id": "org-B", "user_id": "user", "cut":',
+                '{"org_id": "org-B", "request_json": {"user": "user", "cut":',
+                '{"request_json": "{\\"metadata\\": {\\"user_id\\": \\"user\\"}, \\"cut',
+                '{"request_json": {"safety_identifier": "user", "cut":',
+                '{"end_user_id": "user", "of": "another format"}',
+                'er": "user", "org_id": "org-B"}',
+            ],
+            [
+                '{"request_json": {"messages": [{"role": "user", "content": "user"}], "cut":',
+                '{"request_json": {"enum": ["agent", "user"], "cut":',
+                '{"user_id": "user-1", "request_json": {"messages": [{"role": "user", "cut":',
+                'le": "user", "content": "cut',
+            ],
+        ),
+        (
+            {"customer": "pro"},
+            ['{"billing_context": {"customer_id": "pro", "cut":'],
+            ['{"billing_context": {"plan_type": "pro", "customer_id": "c", "cut":'],
+        ),
+        (
+            {"user": "u", "organization": "1"},
+            ['{"org_id": "1", "user_id": "u", "cut":'],
+            ['{"org_id": "2", "user_id": "u", "n": 1, "cut":', '{"user_id": "u", "n": 1, "cut":'],
+        ),
+    ],
+    ids=["organization", "user", "customer", "both"],
+)
+def test_a_reject_goes_by_the_key_that_names_whose_it_is(
+    embedded: Project,
+    tmp_path: Path,
+    subject: dict[str, str],
+    theirs: list[str],
+    others: list[str],
+) -> None:
+    """Ids are short, and words of the protocol: as the value of any key they are everybody's."""
+    path = tmp_path / "a.ndjson"
+    path.write_text("".join(line + "\n" for line in [*theirs, *others]))
+    embedded.loader(str(path), expect=1)
+    embedded.dbt("run", "--select", "+transformed_batches", "+int_traces__rebilled")
+    operation(embedded, "erase", json.dumps(subject))
+    left = embedded.query("select raw from raw_rejects order by position")
+    assert [row["raw"] for row in left] == others
+
+
 def test_what_yaml_makes_of_a_name_is_refused(project: Project, tmp_path: Path) -> None:
     land(project, tmp_path / "a.ndjson", traces(1, 4))
     project.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
