@@ -38,7 +38,7 @@ import msgspec
 
 from loader.errors import LoaderError, UsageError
 from loader.settings import MEBIBYTE, Settings
-from loader.spool import MAX_RECORD_BYTES, SpoolError
+from loader.spool import MAX_RECORD_BYTES, SpoolError, is_open_to_all
 from loader.writer import Writer, WriterOptions
 
 __all__ = ["Listener", "ListenerCounts", "ListenerOptions", "SocketError", "add_arguments", "run"]
@@ -504,6 +504,7 @@ def _is_whole(raw: bytes) -> bool:
 
 def _guard(path: Path) -> int:
     """Take the lock beside the socket, so that of two listeners starting at once one gives way."""
+    _check_directory(path)
     _check_is_socket(path)
     lock = path.with_name(path.name + ".lock")
     try:
@@ -521,6 +522,19 @@ def _guard(path: Path) -> int:
             f"{path}: a listener is running there: stop it, or choose another path"
         ) from None
     return descriptor
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse to listen where others may put a socket of theirs; what is missing shows later."""
+    try:
+        found = path.parent.stat()
+    except OSError:
+        return
+    if is_open_to_all(found):
+        raise SocketError(
+            f"{path}: everybody may write to {path.parent}: name a socket in a directory that only "
+            "the listener's user, or a group of the senders, may write to"
+        )
 
 
 def _check_is_socket(path: Path) -> bool:

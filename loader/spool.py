@@ -262,9 +262,17 @@ def open_spool(path: str | os.PathLike[str], *, create: bool) -> Path:
             f"{spool}: belongs to user {found.st_uid}, and this is user {os.geteuid()}: run as "
             "that user, or name a spool directory of your own"
         )
-    if found.st_mode & stat.S_IWOTH:
+    if is_open_to_all(found):
         raise SpoolError(f"{spool}: everybody may write to it: chmod o-w {spool}")
     return spool
+
+
+def is_open_to_all(found: os.stat_result) -> bool:
+    """Tell whether everybody may put files into a directory; a sticky one (/tmp) is no exception.
+
+    There others may take a name before its owner does, or while its owner is away.
+    """
+    return bool(found.st_mode & stat.S_IWOTH)
 
 
 def try_lock(descriptor: int) -> bool:

@@ -471,6 +471,25 @@ def test_a_live_socket_and_other_files_are_refused(tmp_path: Path) -> None:
     assert listen(tmp_path, second).counts.records == 1
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    """As the spool does, sticky or not: others could put a socket of theirs there."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+
+    async def serve(directory: Path) -> None:
+        with Writer(tmp_path / "spool") as writer:
+            await asyncio.wait_for(Listener(directory / "s.sock", writer).serve(), 10)
+
+    link = tmp_path / "link"
+    link.symlink_to(shared)
+    for directory in (shared, link):
+        with pytest.raises(SocketError, match=f"everybody may write to {directory}: name"):
+            asyncio.run(serve(directory))
+    assert list(shared.iterdir()) == []
+
+
 @contextlib.contextmanager
 def process(tmp_path: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m loader listen`."""
