@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from loader.errors import LoaderError, StoreError, UsageError
 from loader.settings import Settings
-from loader.store import Store, open_existing_store
+from loader.store import Store, open_existing_store, plain_value, plain_values
 
 __all__ = [
     "GROUPS",
@@ -236,7 +236,9 @@ class Reader:
         self, trace_id: str, organization_id: str, *, payloads: bool = False
     ) -> dict[str, Any] | None:
         """Return a trace by its id, with or without its prefix; None if there is none."""
-        return self._one("id", trace_id.removeprefix(ID_PREFIX), organization_id, payloads)
+        return self._one(
+            "id", plain_value(trace_id).removeprefix(ID_PREFIX), organization_id, payloads
+        )
 
     def list_by_agent(
         self,
@@ -326,6 +328,7 @@ class Reader:
             Requests, errors, tokens, bytes and the mean latency in ms of calls that have one;
             what no call of a group reported is None, not 0.
         """
+        group_by, time_zone = plain_value(group_by), plain_value(time_zone)
         if group_by not in GROUPS:
             raise UsageError(f"group_by is {group_by!r}: use one of {', '.join(GROUPS)}.")
         parameters: dict[str, Any] = {}
@@ -524,7 +527,7 @@ class _EmbeddedStore(Store):
         assert helper.stdout is not None
         number = next(self._numbers)
         try:
-            pickle.dump((number, self.settings, sql, dict(parameters or {})), helper.stdin)
+            pickle.dump((number, self.settings, sql, plain_values(parameters)), helper.stdin)
             helper.stdin.flush()
             answered, answer = pickle.load(helper.stdout)
             if answered != number:
@@ -682,8 +685,8 @@ def _micros(moment: datetime) -> int:
 
 
 def _rows(limit: int) -> int:
-    if not 1 <= limit <= _MOST_ROWS:
-        raise UsageError(f"limit is {limit}: it must be from 1 to {_MOST_ROWS}.")
+    if not isinstance(limit, int) or not 1 <= limit <= _MOST_ROWS:
+        raise UsageError(f"limit is {limit!r}: it must be a number from 1 to {_MOST_ROWS}.")
     return limit
 
 
@@ -692,7 +695,7 @@ def _write_cursor(trace: dict[str, Any]) -> str:
 
 
 def _read_cursor(text: str) -> tuple[int, str]:
-    found = _CURSOR.fullmatch(text)
+    found = _CURSOR.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         raise UsageError("after is not the next of a page: give it as it was returned.")
     return int(found[1]), found[2]

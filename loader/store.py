@@ -138,7 +138,7 @@ class Store:
         StoreError
             If the store cannot be reached or refuses.
         """
-        bound = dict(parameters or {})
+        bound = plain_values(parameters)
         for name, value in bound.items():
             if isinstance(value, str) and not _is_text(value):
                 raise UsageError(f"{name} is {value!r}, which is no UTF-8 text: nothing has it.")
@@ -168,7 +168,7 @@ class Store:
         named = {"query_id": query_id} if query_id and not self.is_embedded else None
         self._guarded(
             "a statement",
-            lambda: self._client.command(sql, parameters=dict(parameters or {}), settings=named),
+            lambda: self._client.command(sql, parameters=plain_values(parameters), settings=named),
         )
 
     def insert_rows(
@@ -556,6 +556,23 @@ def _first_line(text: str) -> str:
     row = r"\s*(?::\s*While executing|\(at row|Row \d+:|\.? Column values:|Stack trace:)"
     line = re.split(row, line)[0]
     return line.strip().rstrip(".")[:300]
+
+
+def plain_value(value: Any) -> Any:
+    """Turn a caller's own kind of text or number (a StrEnum) into the text or number that it is.
+
+    Others do not know its class, and what it says of itself may be something else.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__int__(value)
+    return value
+
+
+def plain_values(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Copy parameters, each as :func:`plain_value` gives it."""
+    return {name: plain_value(value) for name, value in (parameters or {}).items()}
 
 
 def _is_text(value: str) -> bool:

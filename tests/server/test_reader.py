@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import enum
 import json
 import os
 import pickle
@@ -98,6 +99,12 @@ def store(
 def reader(store: Project) -> Iterator[Reader]:
     with Reader(Settings.from_environment(store.env)) as found:
         yield found
+
+
+class Number(enum.IntEnum):
+    """A caller's own kind of number."""
+
+    ONE = 1
 
 
 def ids(traces: list[dict[str, Any]]) -> list[int]:
@@ -381,6 +388,55 @@ def test_no_organization_no_reading(reader: Reader) -> None:
     ):
         with pytest.raises(UsageError, match="organization"):
             call()
+
+
+def test_a_callers_own_kind_of_text_is_taken_as_its_text(reader: Reader) -> None:
+    """No other process has its class, and what it says of itself may be something else."""
+
+    class Name(str):
+        __slots__ = ()
+
+        def __str__(self) -> str:
+            return "something else"
+
+    class Known(str, enum.Enum):  # noqa: UP042 (what servers have)
+        ORGANIZATION = "org-1"
+        AGENT = "agent-e"
+        TYPE = "summarization"
+
+    trace = reader.get_by_id("0003", "org-1")
+    assert trace is not None
+    assert reader.get_by_id(Name("provider_trace-0003"), Known.ORGANIZATION) == trace
+    assert reader.get_by_step_id(Name("step-3"), Known.ORGANIZATION) == trace
+    found = reader.get_provider_trace_by_step_id(Name("step-3"), Known.ORGANIZATION)
+    assert found is not None
+    assert found["id"] == "provider_trace-0003"
+    first = reader.list_by_agent(Known.AGENT, Known.ORGANIZATION, limit=1)
+    assert first.next is not None
+    page = reader.list_by_agent(
+        Known.AGENT, Name("org-1"), call_type=Known.TYPE, limit=Number.ONE, after=None
+    )
+    assert ids(page.traces) == ids(first.traces) == [34]
+    page = reader.list_by_agent(Known.AGENT, Name("org-1"), after=Name(first.next))
+    assert ids(page.traces) == [33, 32]
+    days = reader.usage(Name("org-1"), Name("day"), time_zone=Name("UTC"))
+    assert days == reader.usage("org-1", "day")
+    assert type(next(iter(days[0]))) is str
+    assert reader.largest_requests(Name("org-1"), min_bytes=Number.ONE)
+
+
+@pytest.mark.parametrize("limit", [None, "1", 1.5, 0, 10_001])
+def test_a_limit_that_cannot_be_is_an_error_of_usage(reader: Reader, limit: Any) -> None:
+    with pytest.raises(UsageError, match="limit"):
+        reader.list_by_agent("agent-0", "org-1", limit=limit)
+    with pytest.raises(UsageError, match="limit"):
+        reader.largest_requests("org-1", limit=limit)
+
+
+@pytest.mark.parametrize("after", [1, "", "x", b"1:0001"])
+def test_a_cursor_that_cannot_be_is_an_error_of_usage(reader: Reader, after: Any) -> None:
+    with pytest.raises(UsageError, match="after"):
+        reader.list_by_agent("agent-0", "org-1", after=after)
 
 
 def test_threads_read_side_by_side(reader: Reader) -> None:
