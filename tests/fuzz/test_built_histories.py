@@ -86,7 +86,7 @@ class BuiltHistory(History):
             return self.lines[again]
         self.owners.append(owner)
         if self.random.random() < 0.2:
-            text = json.dumps(list(owner.values()))
+            text = json.dumps({"org_id": owner["organization"], "user_id": owner["user"]})
             return f"{number:06d} is no json {text}".encode()
         made = {"mark": f"{number:06d}"} | record(
             number, org_id=owner["organization"], user_id=owner["user"]
