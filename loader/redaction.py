@@ -40,7 +40,12 @@ _MARK = b"[redacted"
 _WITHHELD_LINE = re.compile(rb"\[redacted: \d+ bytes that are no JSON\]")
 _WITHHELD = "[redacted]"
 _VALUE = f'"{_WITHHELD}"'
+_LISTS = ("keys", "patterns")
 _MAX_INNER = 8
+# Of keys that are longer, which senders choose, nothing is remembered; in names that may be written
+# with letters for several (`ß`), so many are looked at together.
+_KEPT_KEY = 64
+_MOST_TOGETHER = 6
 
 _SPACE = re.compile(r"[ \t\n\r]*+")
 _BLANK = re.compile(r"[\s\ufeff]*+")
@@ -51,8 +56,8 @@ _ESCAPABLE = re.compile(r'["\\/\x00-\x1f\x7f]')
 # A character of a name as Markdown has it, or as an escape that JSON has not.
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _NAME_ESCAPE = re.compile(
-    rf"\\++(?:x([0-9a-fA-F]{{2}})|u([0-9a-fA-F]{{4}})|u\{{0*+([0-9a-fA-F]{{1,5}})\}}"
-    rf"|({_PUNCTUATION.pattern}))"
+    r"\\++(?:[xX]([0-9a-fA-F]{2})|(?:U000|[uU]\{0*+(?=[0-9a-fA-F]{1,5}\}))([0-9a-fA-F]{1,5})\}?"
+    rf"|[uU]([0-9a-fA-F]{{4}})|({_PUNCTUATION.pattern}))"
 )
 
 # Quotes of any kind: as they are, as HTML has them, as escapes of some language (without the `\`).
@@ -176,8 +181,7 @@ class Redactor:
         patterns: list[tuple[str, re.Pattern[str]]],
         protected: frozenset[str] = frozenset(),
     ) -> None:
-        self._spelled = [tuple(key.split(".")) for key in keys]
-        self._rules = [tuple(step.casefold() for step in rule) for rule in self._spelled]
+        self._rules = [tuple(key.casefold().split(".")) for key in keys]
         self._patterns = [_Pattern(regex, f"[redacted:{name}]") for name, regex in patterns]
         self._protected = protected
         self._steps: dict[tuple[_States, str | None], tuple[_States, bool]] = {}
@@ -241,7 +245,7 @@ class Redactor:
                         after.append((rule, place + 1))
             below = self._closure(iter(after))
             known = below, any(place == len(self._rules[rule]) for rule, place in below)
-            if len(self._steps) < 100_000:
+            if len(self._steps) < 100_000 and len(key or "") <= _KEPT_KEY:
                 self._steps[states, key] = known
         return known
 
@@ -259,13 +263,14 @@ class Redactor:
                         "\\" + name[found.start() :] for found in _PUNCTUATION.finditer(name)
                     }
             # Outside of JSON the path is not known: a key on the way to a value counts, too.
-            steps = {step for rule, place in states for step in self._spelled[rule][place:]}
-            steps -= {"**"}
+            steps = {step for rule, place in states for step in self._rules[rule][place:]} - {"**"}
             if any(step == "*" or _ESCAPABLE.search(step.replace("/", "")) for step in steps):
                 named = _ANY_NAMED
             else:
-                firsts = "".join(sorted({re.escape(step[0]) for step in steps}))
-                written = "|".join("".join(map(_written, step)) for step in sorted(steps))
+                firsts = "".join(
+                    sorted({re.escape(first) for step in steps for first in _firsts(step)})
+                )
+                written = "|".join(_written(step) for step in sorted(steps))
                 named = _NAMED % (firsts, written)
             pattern = re.compile(named, re.IGNORECASE) if steps else None
             known = tuple(plain), tuple(escaped), pattern
@@ -575,18 +580,67 @@ def is_withheld(line: bytes) -> bool:
     return _WITHHELD_LINE.fullmatch(line) is not None
 
 
-def _written(character: str) -> str:
-    """Give a pattern of how a character of a name may stand in a text, escaped or not."""
-    plain = re.escape(character)
-    if _PUNCTUATION.fullmatch(character):
+@functools.cache
+def _letters() -> dict[str, list[str]]:
+    """Give the characters that a folded text may be written with, by that text."""
+    letters: dict[str, list[str]] = {}
+    for code in range(0x20000):  # no other planes have letters with case
+        folded = chr(code).casefold()
+        if folded != chr(code):
+            letters.setdefault(folded, []).append(chr(code))
+    return letters
+
+
+def _firsts(step: str) -> list[str]:
+    """Give the characters that a name may begin with, but for upper and lower case."""
+    together = [letter for size in (2, 3) for letter in _letters().get(step[:size], [])]
+    return [step[0], *together] if len(step) > 1 else [step[0]]
+
+
+def _written(step: str) -> str:
+    """Give a pattern of how a folded name may stand in a text: in any case, escaped or not."""
+    pieces = []
+    begin = 0
+    while begin < len(step):
+        end, index = begin + 1, begin
+        while index < end < begin + _MOST_TOGETHER:
+            heads = [step[index : index + size] for size in (2, 3)]
+            end = max([end, *(index + len(head) for head in heads if head in _letters())])
+            index += 1
+        pieces.append(f"(?:{'|'.join(_ways(step[begin:end]))})")
+        begin = end
+    return "".join(pieces)
+
+
+def _ways(text: str) -> list[str]:
+    """Give patterns of the ways to write a folded text, one letter for several or not."""
+    if not text:
+        return [""]
+    ways = []
+    for size in (1, 2, 3):
+        head = text[:size]
+        letters = _letters().get(head, []) if len(head) == size else []
+        if size == 1:
+            letters = [head, *letters]
+        if letters:
+            pattern = _character(letters, is_folded=size == 1)
+            ways += [pattern + rest for rest in _ways(text[size:])]
+    return ways
+
+
+def _character(letters: list[str], *, is_folded: bool) -> str:
+    """Give a pattern of letters that are the same but for their case, escaped or not."""
+    plain = re.escape(letters[0])
+    if not is_folded:
+        plain = f"[{''.join(map(re.escape, letters))}]"
+    elif _PUNCTUATION.fullmatch(letters[0]):
         plain = rf"\\*+{plain}"
     escaped = set()
-    for either in {character, character.lower(), character.upper()}:
-        if len(either) == 1:
-            units = either.encode("utf-16-be", "surrogatepass").hex()
-            escaped.add(rf"\\++[ux]\{{?0*+{ord(either):x}\}}?")
-            if len(units) > 4:
-                escaped.add(re.sub("....", r"\\\\++u\g<0>", units))
+    for letter in letters:
+        units = letter.encode("utf-16-be", "surrogatepass").hex()
+        escaped.add(rf"\\++[ux]\{{?0*+{ord(letter):x}\}}?")
+        if len(units) > 4:
+            escaped.add(re.sub("....", r"\\\\++u\g<0>", units))
     return f"(?:{plain}|{'|'.join(sorted(escaped))})"
 
 
@@ -660,11 +714,11 @@ def load_redactor(path: str | Path | None) -> Redactor | None:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UsageError(f"TOKENLEDGER_REDACTION {path} is no YAML{place}.") from None
-    if not isinstance(document, dict) or not document or document.keys() - {"keys", "patterns"}:
+    if not isinstance(document, dict) or not document or document.keys() - {*_LISTS}:
         raise UsageError(
             f"TOKENLEDGER_REDACTION {path}: `keys` and `patterns` are what it may hold."
         )
-    keys = document.get("keys") or []
+    keys, entries = ([] if document.get(name) is None else document[name] for name in _LISTS)
     if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
         raise UsageError(f"TOKENLEDGER_REDACTION {path}: `keys` is to be a list of paths.")
     for key in keys:
@@ -672,8 +726,9 @@ def load_redactor(path: str | Path | None) -> Redactor | None:
             raise UsageError(
                 f"TOKENLEDGER_REDACTION {path}: the path {key!r} ends in `**` or has an empty step."
             )
-    entries = document.get("patterns") or []
-    patterns = [_read_pattern(path, entry) for entry in entries] if entries else []
+    if not isinstance(entries, list):
+        raise UsageError(f"TOKENLEDGER_REDACTION {path}: `patterns` is to be a list.")
+    patterns = [_read_pattern(path, entry) for entry in entries]
     return Redactor(keys, patterns, _protected_keys())
 
 

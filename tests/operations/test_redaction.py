@@ -333,6 +333,37 @@ def test_a_name_is_found_in_quotes_of_any_kind(quotes: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        *(("straße", "STRASSE"), ("STRASSE", "straße"), ("strasse", "STRAẞE"), ("ﬁle", "FILE")),
+        *(("file", "ﬁle"), ("office", "oﬃce"), ("office", "oﬀice"), ("oﬃce", "OF\ufb01CE")),
+        *(("first", "fir\ufb06"), ("İd", "i\u0307d"), ("i\u0307d", "İD"), ("maß", "MASS")),
+        *(("api_key", r"api_\u212aey"), ("session", r"\u017fession"), ("straße", r"STRA\u1e9eE")),
+        *(("office", r"o\ufb03ce"), ("api_key", r"api_\X4bey"), ("api_key", r"api_\U0000004bey")),
+        *(
+            ("api_key", "api_\u212aey"),
+            ("session", "\u017fession"),
+            ("ssss", "ßß"),
+            ("x-ss", "X-ß"),
+        ),
+    ],
+)
+def test_a_name_is_the_same_in_any_case(rule: str, name: str) -> None:
+    """Where a letter has two of the other case, too; and escaped."""
+    for text in (f"{{'{name}': '{SECRET}'}}", f"x {{\"a\": \"bad {{'{name}': '{SECRET}'}}\"}}"):
+        assert SECRET not in redact(embed(text), f"**.{rule}"), text
+    line = f'{{"a":{{{json.dumps(name)}:"{SECRET}","z":1.0}}}}'
+    assert redact(line, f"a.{rule}") == line.replace(SECRET, "[redacted]")
+
+
+def test_what_senders_name_is_not_remembered() -> None:
+    """Their names may be long, and no two the same."""
+    redactor = Redactor(["**.k"], [])
+    redactor.redact(b'{"%s":{"k":1}}' % (b"a" * 100_000))
+    assert max(len(key or "") for _, key in redactor._steps) <= 64
+
+
+@pytest.mark.parametrize(
     "name",
     [
         *(r"api\_key", r"api\\_key", r"api\u005fkey", r"api\x5fkey", r"api\u{5f}key"),
