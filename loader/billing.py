@@ -23,6 +23,7 @@ from loader.documents import (
     add_file_arguments,
     aware,
     csv_rows,
+    insert_statements,
     object_of,
     read_text,
     shown,
@@ -221,8 +222,7 @@ def land_subscriptions(
                 *(one.content_hash, source_name, one.line, statements.now),
             ]
         )
-    if rows:
-        store.insert_rows("raw_billing_accounts", _COLUMNS, rows)
+    insert_statements(store, "raw_billing_accounts", _COLUMNS, rows)
     return len(rows)
 
 

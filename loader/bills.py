@@ -27,6 +27,7 @@ from loader.documents import (
     add_file_arguments,
     aware,
     csv_rows,
+    insert_statements,
     json_documents,
     read_text,
     shown,
@@ -311,8 +312,7 @@ def land_periods(
                     *(line.amount_text, line.amount_usd, known_at, source_name),
                 ]
             )
-    if rows:
-        store.insert_rows("raw_provider_bills", _COLUMNS, rows)
+    insert_statements(store, "raw_provider_bills", _COLUMNS, rows)
     return landed
 
 

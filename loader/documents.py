@@ -21,7 +21,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from loader.errors import SourceError
+from loader.errors import SourceError, StoreError
 from loader.settings import MEBIBYTE, Settings
 from loader.sources import Source, hold
 from loader.store import Store
@@ -29,7 +29,8 @@ from loader.store import Store
 __all__ = [
     *("MAX_BYTES", "JsonNumber", "Statements", "add_file_arguments"),
     *("as_json_value", "aware"),
-    *("csv_rows", "json_documents", "object_of", "read_text", "shown", "take_turn", "utc_moment"),
+    *("csv_rows", "insert_statements", "json_documents", "object_of", "read_text", "shown"),
+    *("take_turn", "utc_moment"),
 ]
 
 MAX_BYTES = 256 * MEBIBYTE
@@ -98,6 +99,43 @@ class Statements:
         self._there.add(key)
         self._last[place] = known_at, said
         return known_at
+
+
+def insert_statements(
+    store: Store, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Insert statements as one part, and read back that they are there.
+
+    Parameters
+    ----------
+    store : Store
+    table : str
+        It has the columns `content_hash`, `known_at` and `source`.
+    columns : sequence of str
+    rows : sequence of sequences
+        Of one source.
+
+    Raises
+    ------
+    StoreError
+        If the insert failed, or said that it worked and they are not there.
+    """
+    if not rows:
+        return
+    store.insert_rows(table, columns, rows)
+    hash_at, known_at, source_at = map(columns.index, ("content_hash", "known_at", "source"))
+    found = store.query(
+        f"select distinct content_hash, known_at from {store.table(table)}"
+        " where source = {source:String}",
+        {"source": rows[0][source_at]},
+    )
+    there = {(content_hash, aware(moment)) for content_hash, moment in found}
+    missing = {(row[hash_at], row[known_at]) for row in rows} - there
+    if missing:
+        raise StoreError(
+            f"the store {store.settings.store_name} does not hold {len(missing):,} of what was "
+            f"inserted into {table}. Run it again: what is there is not landed twice."
+        )
 
 
 @contextlib.contextmanager

@@ -223,6 +223,7 @@ class Drainer:
         self._has_tables = False
         self._spare: _Claim | None = None
         self._openings = 0
+        self.is_broken_off = False
 
     @property
     def is_worn(self) -> bool:
@@ -263,6 +264,8 @@ class Drainer:
                     self._land(claim)
                 finally:
                     claim.release()
+            else:
+                self.is_broken_off = not self.options.follow
         finally:
             self._close_store()
             if self._spare is not None:
@@ -693,7 +696,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Drain, print the summary, and return 0, or 1 if records were rejected."""
+    """Drain, print the summary, and return 0; 1 if records were rejected, 3 if it was stopped.
+
+    With --follow being stopped is how it ends.
+    """
     if not args.spool:
         raise UsageError("no spool: name its directory, or set TOKENLEDGER_SPOOL.")
     if args.max_rows < 1 or args.max_mb < 1 or args.max_wait < 0:
@@ -719,6 +725,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         if not drainer.is_stopped:
             _begin_anew(summary)
     print(_as_json(summary) if args.json else _as_text(summary))
+    if drainer.is_broken_off:
+        print(f"{args.spool}: stopped before all was landed: run it again", file=sys.stderr)
+        return 3
     return 1 if summary.rejects else 0
 
 

@@ -264,6 +264,11 @@ def record_batch(
             _refuse_other_counts(store, batch, _look(store, batch, None))
         query_id = f"{batch.batch_id}-ledger-{number}"
         store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], query_id)
+        if _look(store, batch, None).ledger is None:
+            raise StoreError(
+                f"the store {store.settings.store_name} has no ledger row of batch "
+                f"{batch.batch_id} after inserting it. Nothing is lost: run it again."
+            )
 
     _patiently(attempt, store, batch.batch_id, sleep)
 
@@ -775,7 +780,7 @@ def _holds_its_lines(store: Store, batch: Batch, table: str) -> bool:
     A run that was killed may have known other formats or limits, by which other lines are records.
     Or it was removing this: what it asked for is done by the store, late.
     """
-    if _is_being_removed(store, batch, table):
+    if store.is_removing(table, batch.batch_id):
         return False
     rows = store.query(
         f"select groupUniqArray(position) from {store.table(table)}"
@@ -786,21 +791,6 @@ def _holds_its_lines(store: Store, batch: Batch, table: str) -> bool:
     return set(rows[0][0]) == {
         position for position in batch.positions if (position in batch.rejected_at) == is_reject
     }
-
-
-def _is_being_removed(store: Store, batch: Batch, table: str) -> bool:
-    try:
-        found = store.query(
-            "select 1 from system.mutations where database = {database:String}"
-            " and table = {table:String} and not is_done"
-            " and position(command, {batch_id:String}) > 0",
-            {"database": store.database, "table": table, "batch_id": batch.batch_id},
-        )
-    except StoreError as error:
-        if error.code != ACCESS_DENIED:
-            raise
-        return False  # who may not see that may not remove it either: see create_roles
-    return bool(found)
 
 
 def _ledger_row(batch: Batch) -> bytes:

@@ -196,8 +196,8 @@ def read_book(
 def land_book(store: Store, book: PriceBook) -> bool:
     """Land a version, unless it is there whole: rows first, read back, then the ledger.
 
-    What a killed run has left of it, a damaged disk, or two runs at once, is landed anew. An insert
-    of it that a server still runs, since its answer was lost, is waited for.
+    What a killed run has left of it or was removing, a damaged disk, or two runs at once, is landed
+    anew. A statement of it that a server still runs, since its answer was lost, is waited for.
 
     Returns
     -------
@@ -219,20 +219,22 @@ def land_book(store: Store, book: PriceBook) -> bool:
     query_id += uuid.uuid4().hex
     *held, in_ledger = _held(store, book)
     wanted = [len(book.prices), len(book.rules)]
-    if in_ledger and held == wanted:
+    removing = [store.is_removing(table, book.version) for table in TABLES[:2]]
+    if in_ledger and held == wanted and not any(removing):
         return False
     landed_at = datetime.now(UTC)
-    for table, columns, rows, count in (
-        ("raw_prices", PRICE_COLUMNS, book.prices, held[0]),
-        ("raw_price_rules", RULE_COLUMNS, book.rules, held[1]),
+    for table, columns, rows, count, is_removing in (
+        ("raw_prices", PRICE_COLUMNS, book.prices, held[0], removing[0]),
+        ("raw_price_rules", RULE_COLUMNS, book.rules, held[1], removing[1]),
     ):
-        if count == len(rows):
+        if count == len(rows) and not is_removing:
             continue
         if count:
             store.command(
                 f"alter table {store.table(table)} delete"
                 " where price_book_version = {version:String} settings mutations_sync = 2",
                 {"version": book.version},
+                f"{query_id}-{table}",
             )
         values = [[book.version, *(row[name] for name in columns), landed_at] for row in rows]
         store.insert_rows(table, ("price_book_version", *columns, "landed_at"), values, query_id)
@@ -257,6 +259,11 @@ def land_book(store: Store, book: PriceBook) -> bool:
             "landed_at": datetime.now(UTC),
         }
         store.insert_rows("raw_price_books", tuple(ledger), [tuple(ledger.values())], query_id)
+        if not _held(store, book)[2]:
+            raise StoreError(
+                f"the store {store.settings.store_name} has no row of price book {book.version} in "
+                "raw_price_books after inserting it. Run it again."
+            )
     return True
 
 

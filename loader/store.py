@@ -306,6 +306,21 @@ class Store:
                 error.code,
             ) from None
 
+    def is_removing(self, table: str, text: str) -> bool:
+        """Say whether a delete whose condition has a text goes on: it may take what is found."""
+        try:
+            found = self.query(
+                "select 1 from system.mutations where database = {database:String}"
+                " and table = {table:String} and not is_done"
+                " and position(command, {text:String}) > 0",
+                {"database": self.database, "table": table, "text": text},
+            )
+        except StoreError as error:
+            if error.code != ACCESS_DENIED:
+                raise
+            return False  # who may not see that may not remove it either: see create_roles
+        return bool(found)
+
     def wait_for_inserts(
         self, query_id_prefix: str, what: str, sleep: Callable[[float], None] = time.sleep
     ) -> None:

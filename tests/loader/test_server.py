@@ -76,6 +76,71 @@ def test_an_insert_that_takes_effect_after_the_retry_is_waited_for(
     check(project)
 
 
+def test_a_ledger_row_that_is_not_there_is_written_again(
+    front: Front, project: Project, tmp_path: Path
+) -> None:
+    """Something on the way answers for the server; a spool would be removed."""
+    project.loader("init")
+    spool = tmp_path / "spool"
+    with Writer(spool) as writer:
+        writer.write({"request_json": 1, "id": "a"})
+    front.misbehave("answer", status=200, text="", inserts=True, contains="raw_batches")
+    project.loader("drain", str(spool))
+    assert front.stats()["faults"][0]["done"] == 1
+    front.behave()
+    assert project.value("select count() from raw_batches") == 1
+    assert project.value("select count() from raw_traces") == 1
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_drain_that_is_stopped_says_whether_it_is_done(
+    front: Front, project: Project, tmp_path: Path, follow: bool
+) -> None:
+    project.loader("init")
+    spool = tmp_path / "spool"
+    for id_ in "abc":
+        with Writer(spool) as writer:
+            writer.write({"request_json": 1, "id": id_})
+    front.misbehave("slow", inserts=True, contains="raw_traces", seconds=2)
+    drain = project.start_loader("drain", str(spool), "--max-rows", "1", *["--follow"][:follow])
+    while not front.stats()["faults"][0]["done"]:
+        time.sleep(0.05)
+    drain.terminate()
+    _, error = drain.communicate()
+    assert drain.returncode == (0 if follow else 3)
+    assert ("stopped before all was landed" in error) == (not follow)
+    front.behave()
+    project.loader("drain", str(spool))
+    assert project.value("select count() from raw_traces") == 3
+
+
+def test_a_book_whose_ledger_row_is_not_there_is_not_landed(front: Front, project: Project) -> None:
+    front.misbehave("answer", status=200, text="", inserts=True, contains="raw_price_books")
+    assert "after inserting it" in project.loader("prices", expect=3).stderr
+    front.behave()
+    assert "landed" in project.loader("prices").stdout
+    assert project.value("select count() from raw_price_books") == 1
+
+
+def test_a_book_that_a_killed_run_was_removing_is_landed_anew(project: Project) -> None:
+    """Its delete goes on in the server, and takes what was counted."""
+    project.loader("prices")
+    rules = project.value("select count() from raw_price_rules")
+    version = project.value("select price_book_version from raw_price_books")
+    project.query(
+        "system stop merges llm.raw_price_rules",
+        f"alter table llm.raw_price_rules delete where price_book_version = '{version}'"
+        " settings mutations_sync = 0",
+    )
+    landing = project.start_loader("prices")
+    while project.value("select count() from system.mutations where not is_done") < 2:
+        assert landing.poll() is None, landing.communicate()
+        time.sleep(0.1)
+    project.query("system start merges llm.raw_price_rules")
+    assert "landed" in landing.communicate()[0]
+    assert project.value("select count() from raw_price_rules") == rules
+
+
 @pytest.mark.parametrize("verb", ["", "drain"])
 @pytest.mark.parametrize("by", ["rules", "limits"])
 def test_what_a_killed_loader_is_about_to_record_is_not_removed(
