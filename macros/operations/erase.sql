@@ -90,13 +90,17 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         ~ ' (id String, batch_id String, position UInt32, organization_id String, created_date Date32)'
         ~ ' engine = ' ~ ledger_engine() ~ ' order by id settings ' ~ durable()
     ) -%}
-    {#- What the subject owns; or, where its own raw row is lost, by any arrival of it. The list is asked for
-        what is owned, as every envelope would be read again otherwise. -#}
-    {%- set is_of_owned_arrival = '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from ' ~ list ~ ') or (id, organization_id::String) in ('
-        ~ 'select id, organization_id from ' ~ list ~ ') and (' ~ place ~ ') not in (select ' ~ place ~ ' from ' ~ ref('int_traces__unioned')
-        ~ ' where id in (select id from ' ~ list ~ ')))' -%}
-    {%- set is_owned = is_of_owned_arrival if user is not none
-        else '((' ~ conditions | join(' and ') ~ ') or ' ~ is_of_owned_arrival ~ ')' -%}
+    {#- What the subject owns, by its line, too. Whose a trace is that has no raw row, of users an arrival of its id
+        tells: any, where retention has taken the row, as nothing else is left that does; one of the same payload,
+        where it is lost, as its source may come back and tell. -#}
+    {%- set payload = 'id, sipHash128(request_json, response_json)' -%}
+    {%- set of_list = ref('int_traces__unioned') ~ ' where id in (select id from ' ~ list ~ ')' -%}
+    {%- set is_told_by_arrival = '(id, organization_id::String) in (select id, organization_id from ' ~ list ~ ') and (' ~ place
+        ~ ') not in (select ' ~ place ~ ' from ' ~ of_list ~ ') and (batch_id in (select batch_id from ' ~ retired
+        ~ " where raw_table = 'raw_traces' and reason = 'retention') or (" ~ payload ~ ') in (select ' ~ payload ~ ' from '
+        ~ of_list ~ ' and (' ~ place ~ ') in (select ' ~ place ~ ' from ' ~ list ~ ')))' -%}
+    {%- set is_owned = '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from ' ~ list ~ ') or '
+        ~ (conditions + ([is_told_by_arrival] if user is not none else [])) | join(' and ') ~ ')' -%}
     {%- for more in [
         owned,
         'select ' ~ listed ~ ' from ' ~ traces ~ ' where ' ~ is_owned,

@@ -485,6 +485,33 @@ def test_a_user_is_erased_whose_trace_came_back_in_pieces(
     assert embedded.value("select count() from raw_rejects") == 0
 
 
+@pytest.mark.parametrize("gone", ["retired", "lost"])
+def test_an_arrival_of_somebody_else_takes_no_trace_that_has_no_raw_row(
+    embedded: Project, tmp_path: Path, gone: str
+) -> None:
+    """Its agent is known without; and its user, where it is lost, once its source has landed."""
+    path = tmp_path / "a.ndjson"
+    own = {"agent_id": "own", "user_id": "own"}
+    land(embedded, path, [record(1, **own), record(2, **own)])
+    embedded.dbt("run", *PLAIN)
+    if gone == "retired":
+        embedded.query(AGE)
+        operation(embedded, "retire", retain_raw_days=30)
+    else:
+        delete = "alter table raw_traces delete where position = 0"
+        embedded.query(f"{delete} settings mutations_sync = 2")
+        operation(embedded, "mend")
+    other = {"agent_id": "other", "user_id": "other", "request_json": "another"}
+    land(embedded, tmp_path / "b.ndjson", [record(1) | other])
+    embedded.dbt("run", *PLAIN)
+    subject = "{agent: other}" if gone == "retired" else "{user: other}"
+    operation(embedded, "erase", subject)
+    embedded.loader(str(path))
+    embedded.dbt("run", *PLAIN)
+    held = embedded.query("select id, agent_id::String as agent from llm_traces order by id")
+    assert [tuple(row.values()) for row in held] == [("000001", "own"), ("000002", "own")]
+
+
 def test_a_trace_of_a_lost_batch_takes_the_beginning_of_its_line_too(
     embedded: Project, tmp_path: Path
 ) -> None:
