@@ -25,6 +25,7 @@ NON_FINITE_NUMBER = "non_finite_number"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_CACHED_KEYS = 10_000
+_MAX_CACHED_KEY_LENGTH = 64
 # A string, or a number that Python's json writes and JSON does not have. A string without an end
 # goes to the end of the line: looking for its end from each of its quotes would be quadratic.
 _STRING_OR_NON_FINITE = re.compile(rb'"(?>[^"\\]+|\\.)*+"?|-?Infinity|NaN', re.DOTALL)
@@ -188,7 +189,7 @@ class Framer:
             text = b"," + json.dumps(key, ensure_ascii=False).encode() + b":"
         except UnicodeEncodeError:
             text = b"," + json.dumps(key).encode() + b":"
-        if len(self._key_texts) < _MAX_CACHED_KEYS:
+        if len(key) <= _MAX_CACHED_KEY_LENGTH and len(self._key_texts) < _MAX_CACHED_KEYS:
             self._key_texts[key] = text
         return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ def reason(line: bytes) -> str:
     framed = FRAMER.frame(line)
     assert isinstance(framed, Rejection), framed
     return framed.reason
+
+
+def test_long_keys_are_not_held_once_their_record_is_framed() -> None:
+    framer = Framer.from_file()
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            framed = framer.frame(b'{"request_json":{},"%03d%b":1}' % (number, b"k" * 100_000))
+            assert isinstance(framed, Record)
+            assert framed.envelope.startswith(b'{"%03dkk' % number)
+        del framed
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
