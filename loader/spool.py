@@ -55,9 +55,9 @@ FRAME_BYTES = _FRAME.size
 MAX_RECORD_BYTES = 128 * 1024 * 1024
 """The largest record the spool takes: what a server may send over the socket."""
 
-SEGMENT_NAME = re.compile(r"^[A-Za-z0-9_.]{1,40}-\d{1,10}-[0-9a-f]{16}-\d{8,12}\.(open|ready)$")
+SEGMENT_NAME = re.compile(r"^[A-Za-z0-9_.]{1,40}-\d{1,10}-[0-9a-f]{16}-\d{8,12}\.(open|ready)\Z")
 BATCH_NAME = re.compile(
-    r"^batch-[A-Za-z0-9_.]{1,40}-\d{1,10}-[0-9a-f]{16}-\d{8,12}\.(open|ready|landed)$"
+    r"^batch-[A-Za-z0-9_.]{1,40}-\d{1,10}-[0-9a-f]{16}-\d{8,12}\.(open|ready|landed)\Z"
 )
 
 

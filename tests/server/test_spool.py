@@ -25,6 +25,7 @@ from loader.spool import (
     encode_reject,
     frame_head,
     is_held,
+    new_stream,
     open_spool,
     read_frames,
     spool_status,
@@ -103,6 +104,14 @@ def test_no_byte_is_passed_over(
     assert end in (None, len(data))
     if end is None:
         assert len(data) in (0, HEADER_BYTES)
+
+
+def test_a_name_with_a_line_feed_behind_it_is_not_the_spools(tmp_path: Path) -> None:
+    stream = new_stream()
+    (tmp_path / f"{stream}-00000000.ready\n").write_bytes(encode_header())
+    (tmp_path / f"batch-{stream}-00000000.ready\n").mkdir()
+    status = spool_status(tmp_path)
+    assert (status["segments_ready"], status["batches"], status["foreign"]) == (0, 0, 2)
 
 
 def test_a_spool_directory_is_private_and_no_link(tmp_path: Path) -> None:
