@@ -322,7 +322,11 @@ def _json_lines(
     pages: dict[str, int] = {}
     for page, document in enumerate(json_documents(text), start=1):
         bill = _recognised(document, [one for one in formats if one.kind == "json"], f"page {page}")
-        same = pages.setdefault(json.dumps(document, sort_keys=True), page)
+        try:
+            written = json.dumps(document, sort_keys=True)
+        except RecursionError:  # writing takes a few levels more than reading did
+            raise ValueError("nested too deep") from None
+        same = pages.setdefault(written, page)
         if same != page and document[bill.buckets]:
             raise ValueError(
                 f"page {page} is the same as page {same}, and would be charged twice: remove one"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from loader.bills import read_bill, read_formats
+from loader.documents import object_of
 from loader.errors import SourceError
 from loader.settings import Settings
 from loader.sources import find_sources
@@ -121,6 +123,38 @@ def test_a_bill_that_is_not_whole_is_refused(tmp_path: Path, text: str, said: st
         read(tmp_path, text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bill_nested_however_deep_is_read_or_refused(tmp_path: Path) -> None:
+    """What only just can be read may be too deep to be compared with other pages."""
+    outcomes = set()
+    for depth in range(sys.getrecursionlimit() - 300, sys.getrecursionlimit() + 10):
+        nested = "[" * depth + "]" * depth
+        try:
+            read(tmp_path, page("1").replace('"usd"', f'"usd", "x": {nested}'))
+        except SourceError as error:
+            assert "nested too deep" in str(error)
+            outcomes.add("refused")
+        else:
+            outcomes.add("read")
+    assert outcomes == {"read", "refused"}
+
+
+def test_the_key_that_stands_twice_is_found_in_one_pass() -> None:
+    compared = 0
+
+    class Key(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    keys = [Key(number) for number in (*range(2000), 1999)]
+    with pytest.raises(ValueError, match="stands twice"):
+        object_of([(key, 1) for key in keys])
+    assert compared < 10 * len(keys)
 
 
 def test_a_broken_file_among_others_lands_nothing(project: Project, tmp_path: Path) -> None:
