@@ -17,6 +17,7 @@ from loader.errors import UsageError
 from loader.reader import require_organization
 from loader.settings import Settings
 from loader.store import Store, open_store
+from loader.verbs import printable
 
 __all__ = ["add_arguments", "explain", "run"]
 
@@ -168,6 +169,11 @@ def _row(
 
 
 def _as_text(told: dict[str, Any]) -> str:
+    # Ids and models are what a trace says they are.
+    return "\n".join(map(printable, _lines(told)))
+
+
+def _lines(told: dict[str, Any]) -> list[str]:
     trace, cost, match = told["trace"], told["cost"], told["match"]
     lines = [
         f"trace {trace['id']} of {trace['organization_id']}, {trace['created_at']} UTC",
@@ -181,14 +187,14 @@ def _as_text(told: dict[str, Any]) -> str:
         if name.endswith(("_tokens", "_requests")) and trace[name] is not None:
             lines.append(f"  {name:<24}{trace[name]:>14,}")
     if cost is None:
-        return "\n".join([*lines, "cost: not priced yet; run `dbt run`"])
+        return [*lines, "cost: not priced yet; run `dbt run`"]
     lines.append(f"cost: {cost['cost_status']} ({_STATUS_WORDS.get(cost['cost_status'], '')})")
     lines.append(f"  price book              {cost['price_book_version'] or 'none has landed'}")
     if cost["price_model"]:
         lines.append(f"  price model             {cost['price_provider']} {cost['price_model']}")
     if match and match["match_rule"]:
         lines.append(
-            f"  matched by              {match['match_rule']} on {match['matched_name']!r} "
+            f"  matched by              {match['match_rule']} on '{match['matched_name']}' "
             f"(the {match['matched_on']})"
         )
     if cost["price_tier"]:
@@ -208,7 +214,7 @@ def _as_text(told: dict[str, Any]) -> str:
     lines.append(f"  {'billable':<24}{_money(cost['billable_cost_usd'])}")
     if cost["provider_reported_cost_usd"] is not None:
         lines.append(f"  {'the provider said':<24}{_money(cost['provider_reported_cost_usd'])}")
-    return "\n".join(lines)
+    return lines
 
 
 def _price_words(charge: dict[str, Any]) -> str:

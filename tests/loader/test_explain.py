@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+from loader.explain import _COST_COLUMNS, _MATCH_COLUMNS, _PRICE_COLUMNS, _TRACE_COLUMNS, _as_text
 from tests.support.project import Project
 
 PRICED = ("--select", "+costed_batches")
@@ -89,6 +91,31 @@ def test_costs_follow_traces_once_and_are_explained(project: Project, tmp_path: 
     refused = project.loader("explain", "000001", "--organization", "org-b", expect=2)
     assert "Traceback" not in refused.stderr
     assert "org-b" in refused.stderr
+
+
+def test_what_a_terminal_would_obey_is_escaped() -> None:
+    """Ids and models are what a trace says they are."""
+    evil = "a\x1b]0;owned\x07\x1b[2J\r\n\x9b2Jb"
+    price = dict.fromkeys(_PRICE_COLUMNS, evil) | {"valid_from": None}
+    charge = {"unit": evil, "quantity": 1, "unit_price_usd": None, "amount_usd": None}
+    told: dict[str, Any] = {
+        "trace": dict.fromkeys(_TRACE_COLUMNS, evil),
+        "cost": dict.fromkeys(_COST_COLUMNS, evil),
+        "match": dict.fromkeys(_MATCH_COLUMNS, evil),
+        "charges": [charge | {"price_id": evil, "price": price}],
+    }
+    for name in _TRACE_COLUMNS:
+        if name.endswith(("_tokens", "_requests")):
+            told["trace"][name] = None
+    money = ("total_cost_usd", "billable_cost_usd", "provider_reported_cost_usd")
+    told["cost"] |= dict.fromkeys((*money, "tier_start")) | {
+        "unpriced_units": [{"unit": evil, "quantity": 1}]
+    }
+    for each in (told, told | {"cost": None}):
+        lines = _as_text(each).split("\n")
+        assert all(line.isprintable() for line in lines)
+        assert lines[0].startswith("trace a\\u001b]0;owned\\u0007")
+        assert "owned" in lines[1]
 
 
 def test_a_book_that_lands_within_a_run_prices_the_next(project: Project, tmp_path: Path) -> None:
