@@ -38,7 +38,7 @@ import msgspec
 
 from loader.errors import LoaderError, UsageError
 from loader.settings import MEBIBYTE, Settings
-from loader.spool import MAX_RECORD_BYTES, SpoolError, is_open_to_all
+from loader.spool import MAX_RECORD_BYTES, SpoolError, is_of_another_user, is_open_to_all
 from loader.writer import Writer, WriterOptions
 
 __all__ = ["Listener", "ListenerCounts", "ListenerOptions", "SocketError", "add_arguments", "run"]
@@ -530,6 +530,11 @@ def _check_directory(path: Path) -> None:
         found = path.parent.stat()
     except OSError:
         return
+    if is_of_another_user(found):
+        raise SocketError(
+            f"{path}: {path.parent} belongs to user {found.st_uid}, and this is user "
+            f"{os.geteuid()}: name a socket in a directory of this user, or of root"
+        )
     if is_open_to_all(found):
         raise SocketError(
             f"{path}: everybody may write to {path.parent}: name a socket in a directory that only "

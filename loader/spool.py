@@ -257,7 +257,7 @@ def open_spool(path: str | os.PathLike[str], *, create: bool) -> Path:
         raise SpoolError(f"{spool}: is a symbolic link: name the directory itself")
     if not stat.S_ISDIR(found.st_mode):
         raise SpoolError(f"{spool}: is not a directory: name the spool directory")
-    if found.st_uid not in (os.geteuid(), 0):
+    if is_of_another_user(found):
         raise SpoolError(
             f"{spool}: belongs to user {found.st_uid}, and this is user {os.geteuid()}: run as "
             "that user, or name a spool directory of your own"
@@ -265,6 +265,14 @@ def open_spool(path: str | os.PathLike[str], *, create: bool) -> Path:
     if is_open_to_all(found):
         raise SpoolError(f"{spool}: everybody may write to it: chmod o-w {spool}")
     return spool
+
+
+def is_of_another_user(found: os.stat_result) -> bool:
+    """Tell whether a directory's owner, who may do with its files as they like, is another user.
+
+    Root is not: it may anyway, and makes directories for services.
+    """
+    return found.st_uid not in (os.geteuid(), 0)
 
 
 def is_open_to_all(found: os.stat_result) -> bool:

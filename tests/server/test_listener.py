@@ -490,6 +490,34 @@ def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path, mode
     assert list(shared.iterdir()) == []
 
 
+def test_a_directory_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the spool does: its owner could put a socket in place of this one. Root is no other."""
+    uid, look = os.geteuid(), os.stat
+
+    def owned(owner: int) -> None:
+        found = list(look(tmp_path))
+        found[stat.ST_UID] = owner
+
+        def stat_of(path: Any, **how: Any) -> os.stat_result:
+            is_it = os.fspath(path) == str(tmp_path)
+            return os.stat_result(found) if is_it else look(path, **how)
+
+        monkeypatch.setattr(os, "stat", stat_of)
+
+    async def peers(listener: Listener) -> None:
+        await send(listener, record("a") + b"\n")
+
+    owned(uid + 1)
+    with pytest.raises(SocketError, match=f"{tmp_path} belongs to user {uid + 1}, and this is"):
+        listen(tmp_path, peers)
+    assert {path.name for path in tmp_path.iterdir()} == {"spool"}
+    for owner in (uid, 0):
+        owned(owner)
+        assert listen(tmp_path, peers).counts.records == 1
+
+
 @contextlib.contextmanager
 def process(tmp_path: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m loader listen`."""
