@@ -8,9 +8,7 @@ format a value into SQL: values are bound, names are checked identifiers.
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
 import os
 import re
 import sys
@@ -18,10 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from html.entities import codepoint2name
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import urlsplit
 
 import clickhouse_connect
 from chdb_lock import StoreFullError, StorePathError, release_store, require_space
@@ -54,6 +53,10 @@ _STILL_RUNNING_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 10.0
 
 ACCESS_DENIED = 497
+
+# What pages and programs write for some characters, besides numbers.
+_ENTITIES = codepoint2name | {ord("'"): "apos"}
+_SHORT = {" ": "[ +]", "\n": "[\nn]", "\r": "[\rr]", "\t": "[\tt]", "\b": "[\bb]", "\f": "[\ff]"}
 
 _MACROS = Path(__file__).resolve().parent.parent / "macros"
 
@@ -554,15 +557,42 @@ def _without_password(text: str, settings: Settings) -> str:
     password = settings.password
     if not password:
         return text
-    forms = {password, base64.b64encode(f"{settings.username}:{password}".encode()).decode()}
-    for form in tuple(forms):
-        forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]}
-        marked_up = html.escape(form)
-        forms |= {marked_up, marked_up.replace("&#x27;", "&#39;"), html.escape(form, quote=False)}
-        forms |= {quote(form), quote(form, ""), quote_plus(form), repr(form)[1:-1]}
-    for form in sorted(forms, key=len, reverse=True):
-        text = text.replace(form, "***")
-    return text
+    login = base64.b64encode(f"{settings.username}:{password}".encode()).decode().rstrip("=")
+    # From the first of some backslashes on: from each, many would take quadratic time.
+    written = (
+        rf"(?<!\\)(?:{_as_written(login)}(?:{_character('=')}){{0,2}}|{_as_written(password)})"
+    )
+    return re.sub(written, "***", text)
+
+
+def _as_written(text: str) -> str:
+    """Make a pattern of a text in whatever way each of its characters is written.
+
+    Backslashes before a character are taken with it, however often it was escaped; so those that
+    are the text's own are taken as a run.
+    """
+    pattern = ""
+    for part in re.findall(r"\\+|[^\\]", text):
+        way = _character(part[0])
+        if part[0] == "\\":
+            way = rf"(?:{way}){{{len(part)}}}|\\++"
+        elif not part.isascii():  # its bytes, taken for characters
+            way = "".join(map(_character, part.encode().decode("latin-1"))) + "|" + way
+        pattern += f"(?:{way})"
+    return pattern
+
+
+def _character(character: str) -> str:
+    """Make a pattern of a character as it is, and as URLs, JSON, Python and web pages write it."""
+    code = ord(character)
+    units = re.findall("....", character.encode("utf-16-be").hex())
+    ways = [
+        f"(?:&|u0026)(?:#0*+{code}|#x0*+{code:x}|{_ENTITIES.get(code, '#')});",
+        *(r"\\*+".join(f"u{unit}" for unit in units), f"u{code:08x}", f"x{code:02x}"),
+        "".join(f"%{byte:02x}" for byte in character.encode()),
+    ]
+    # The longer first, or "25" of "%25" would stay.
+    return rf"\\*+(?:(?i:{'|'.join(ways)})|{_SHORT.get(character, re.escape(character))})"
 
 
 def _first_line(text: str) -> str:
