@@ -77,8 +77,9 @@ class ListenerOptions:
         What all connections together may hold beyond that. One may pass it, to finish its record.
     idle_seconds : float
         A connection with half a record and no progress for so long is cut.
-    crowded_seconds : float
-        The same while others wait for the shared memory that it holds.
+    crowded_seconds, crowded_bytes : float, int
+        The same while others wait for the shared memory that it holds; there so many bytes are
+        progress for so long, and fewer for less.
     grace_seconds : float
         How long connections may go on after SIGTERM; and how long storing what they had sent may
         take after that.
@@ -89,6 +90,7 @@ class ListenerOptions:
     shared_bytes: int = 256 * MEBIBYTE
     idle_seconds: float = 60.0
     crowded_seconds: float = 5.0
+    crowded_bytes: int = 512 * 1024
     grace_seconds: float = 5.0
 
 
@@ -107,7 +109,7 @@ class ListenerCounts:
     refused : int
         Not taken by the spool (full, not writable, too slow at the end): lost.
     timed_out, broken : int
-        Connections cut for making no progress; connections that failed.
+        Connections cut for making no or too little progress; connections that failed.
     """
 
     connections: int = 0
@@ -360,6 +362,7 @@ class _Peer:
         self.size = 0
         self.borrowed = 0
         self.dropped = 0
+        self.patience = self.options.crowded_seconds
 
     @property
     def is_busy(self) -> bool:
@@ -373,7 +376,7 @@ class _Peer:
             self.socket.shutdown(socket.SHUT_RD)
 
     async def receive(self) -> None:
-        """Read until the peer ends, fails or stands still."""
+        """Read until the peer ends, fails, stands still or is too slow for those who wait."""
         listener = self.listener
         how = ""
         try:
@@ -383,7 +386,7 @@ class _Peer:
                 self.is_taking = False
         except TimeoutError:
             listener.counts.timed_out += 1
-            how = "the peer stood still in the middle of it"
+            how = "the peer stood still, or was too slow for others, in the middle of it"
         except OSError as error:
             listener.counts.broken += 1
             how = f"the connection broke ({errno.errorcode.get(error.errno or 0, 'error')})"
@@ -392,21 +395,32 @@ class _Peer:
         await self._end(how)
 
     async def _read(self) -> bytes:
-        """Read some bytes; a peer with half a record may not stand still for ever."""
+        """Read some bytes; a peer with half a record may not stand still for ever.
+
+        Where it is in the way of others, a byte now and then is no progress: their patience is
+        earned by bytes.
+        """
         if not self.size and not self.dropped:
             return await self.reader.read(_CHUNK)
+        options = self.options
+        loop = asyncio.get_running_loop()
+        step = min(options.crowded_seconds, options.idle_seconds) / 4
         waited = 0.0
-        step = min(self.options.crowded_seconds, self.options.idle_seconds)
         read = asyncio.ensure_future(self.reader.read(_CHUNK))
         try:
-            while True:
+            while waited < options.idle_seconds and self.patience > 0:
+                began = loop.time()
                 done, _ = await asyncio.wait({read}, timeout=step)
+                took = min(loop.time() - began, step)  # the rest this process stood still itself
+                waited += took
+                if self.borrowed and self.listener._budget.is_crowded:
+                    self.patience -= took
                 if done:
-                    return read.result()
-                waited += step
-                is_in_the_way = self.borrowed and self.listener._budget.is_crowded
-                if waited >= self.options.idle_seconds or is_in_the_way:
-                    raise TimeoutError
+                    chunk = read.result()
+                    earned = options.crowded_seconds * len(chunk) / options.crowded_bytes
+                    self.patience = min(self.patience + earned, options.crowded_seconds)
+                    return chunk
+            raise TimeoutError
         finally:
             if not read.done():
                 read.cancel()
@@ -482,6 +496,7 @@ class _Peer:
     def _give_back(self) -> None:
         if self.borrowed:
             borrowed, self.borrowed = self.borrowed, 0
+            self.patience = self.options.crowded_seconds
             self.listener._budget.give_back(self, borrowed)
 
 

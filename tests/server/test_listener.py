@@ -263,6 +263,77 @@ def test_who_stands_still_in_the_way_of_others_is_cut(tmp_path: Path) -> None:
     assert listener.counts.timed_out >= 1
 
 
+async def borrow(listener: Listener, data: bytes) -> asyncio.StreamWriter:
+    """Connect, and send a record's beginning, until it holds shared memory."""
+    used = listener._budget.used
+    _, writer = await asyncio.open_unix_connection(str(listener.path))
+    writer.write(data)
+    while listener._budget.used < used + len(data) - listener.options.own_bytes:
+        await asyncio.sleep(0.01)
+    return writer
+
+
+def test_who_goes_too_slowly_in_the_way_of_others_is_cut(tmp_path: Path) -> None:
+    """A byte now and then is no progress: it would hold the memory for ever."""
+
+    async def peers(listener: Listener) -> None:
+        async def dribble(writer: asyncio.StreamWriter) -> None:
+            while not writer.is_closing():
+                writer.write(b"z")
+                await asyncio.sleep(0.02)
+
+        slow = [await borrow(listener, each * 90_000) for each in (b"x", b"y")]
+        assert listener._budget.over is not None
+        dribbling = [asyncio.create_task(dribble(writer)) for writer in slow]
+        await send(listener, record("waits", 50_000) + b"\n")
+        while listener.counts.records < 1:
+            await asyncio.sleep(0.01)
+        for writer, task in zip(slow, dribbling, strict=True):
+            writer.close()
+            await asyncio.wait({task})
+
+    listener = listen(tmp_path, peers, own_bytes=1_000, shared_bytes=100_000, crowded_seconds=0.2)
+    records, rejects = contents(tmp_path / "spool")
+    assert records == [record("waits", 50_000)]
+    assert [reason for reason, _ in rejects] == ["half_record"] * 2
+    assert {(raw[:90_000], raw[90_000:].strip(b"z")) for _, raw in rejects} == {
+        (b"x" * 90_000, b""),
+        (b"y" * 90_000, b""),
+    }
+    assert listener.counts.timed_out >= 1
+
+
+def test_who_makes_progress_in_the_way_of_others_is_not_cut(tmp_path: Path) -> None:
+    slow = record("slow", 220_000)
+
+    async def peers(listener: Listener) -> None:
+        writer = await borrow(listener, slow[:120_000])
+        assert listener._budget.over is not None
+        waits = asyncio.create_task(send(listener, record("waits", 50_000) + b"\n"))
+        while not listener._budget.is_crowded:
+            await asyncio.sleep(0.01)
+        for at in range(120_000, len(slow), 5_000):
+            assert listener.counts.records == 0
+            writer.write(slow[at : at + 5_000])
+            await asyncio.sleep(0.1)
+        writer.write(b"\n")
+        while listener.counts.records < 2:
+            await asyncio.sleep(0.01)
+        writer.close()
+        await waits
+
+    listener = listen(
+        *(tmp_path, peers),
+        own_bytes=1_000,
+        shared_bytes=100_000,
+        crowded_seconds=1.0,
+        crowded_bytes=20_000,
+    )
+    records, rejects = contents(tmp_path / "spool")
+    assert records == [slow, record("waits", 50_000)]
+    assert (rejects, listener.counts.timed_out) == ([], 0)
+
+
 def test_a_peer_that_stands_still_for_too_long_is_cut(tmp_path: Path) -> None:
     async def peers(listener: Listener) -> None:
         reader, writer = await asyncio.open_unix_connection(str(listener.path))
