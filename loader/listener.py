@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import stat
@@ -230,7 +231,7 @@ class Listener:
                 await self._is_stopping.wait()
             finally:
                 _remove(self.path, made)
-                await self._let_finish()
+                await self._let_finish(listening)
                 server.close()
                 await self._end()
         finally:
@@ -241,14 +242,28 @@ class Listener:
         """Take no more connections, and end; call it from the event loop."""
         self._is_stopping.set()
 
-    async def _let_finish(self) -> None:
-        """Accept who has connected already, and read on while somebody is busy."""
+    async def _let_finish(self, listening: socket.socket) -> None:
+        """Accept who has connected already, and read on while somebody is busy.
+
+        Where there are no descriptors left to accept by, those who are not busy give theirs.
+        """
         deadline = asyncio.get_running_loop().time() + self.options.grace_seconds
         await asyncio.sleep(min(_LINGER_SECONDS, self.options.grace_seconds))
-        while any(peer.is_busy for peer in self._peers):
+        waiting = select.poll()
+        waiting.register(listening, select.POLLIN)
+        while (is_waiting := bool(waiting.poll(0))) or any(peer.is_busy for peer in self._peers):
             if asyncio.get_running_loop().time() > deadline:
-                return
+                break
+            for peer in self._peers:
+                if is_waiting and not peer.is_busy:
+                    peer.cut()
             await asyncio.sleep(_LINGER_SECONDS / 4)
+        if is_waiting:
+            self.counts.refused += 1
+            _log.error(
+                "connections that could not be accepted are lost (counted as one refused record): "
+                "allow more open files"
+            )
 
     async def _end(self) -> None:
         """Cut all peers, store what they had sent, and count what the spool does not take."""

@@ -697,6 +697,30 @@ def test_more_peers_than_a_shell_allows_files(tmp_path: Path) -> None:
     listener.stderr.close()
 
 
+def test_who_waits_for_a_descriptor_at_sigterm_is_accepted(tmp_path: Path) -> None:
+    """Idle peers have all of them: what others sent before would be neither stored nor counted."""
+    path = tmp_path / "p.sock"
+    listener = subprocess.Popen(
+        [*LISTEN, "--socket", str(path), "--spool", str(tmp_path / "spool")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48)),
+    )
+    assert listener.stderr is not None
+    assert b"listening" in listener.stderr.readline()
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.kill)
+        for _ in range(60):
+            idle = stack.enter_context(socket.socket(socket.AF_UNIX))
+            idle.connect(str(path))
+        for number in range(10):
+            shout(path, record(f"n{number}") + b"\n")
+        listener.send_signal(signal.SIGTERM)
+        _, stderr = listener.communicate(timeout=60)
+    assert listener.returncode == 0, stderr
+    assert len(contents(tmp_path / "spool")[0]) == 10
+
+
 def test_a_killed_listener_loses_nothing_it_counted_and_is_replaced(tmp_path: Path) -> None:
     with process(tmp_path) as listener:
         shout(tmp_path / "p.sock", b"\n".join(record(f"n{n}") for n in range(500)) + b"\n")
