@@ -493,6 +493,7 @@ class Writer:
                 f"{self.spool}: the spool may not be written: give this user the right to"
             )
         self._redactor = load_redactor(os.environ.get("TOKENLEDGER_REDACTION"))
+        self._is_closed = False
         self._reset()
         _WRITERS.add(self)
 
@@ -503,7 +504,6 @@ class Writer:
         self._sequence = 0
         self._segment: _Segment | None = None
         self._unfinished: set[_Segment] = set()
-        self._is_closed = False
         self._stats = WriterStats()
         self._in_flight: dict[int, int] = {}
         self._groups: dict[asyncio.AbstractEventLoop, _Group] = {}
@@ -517,6 +517,7 @@ class Writer:
         self._disk_seen = float("-inf")
         self._scan_took = 0.0
         self._is_scanning = False
+        self._forks = len(_forks)  # last: what is interrupted before it is done again
 
     # ------------------------------------------------------------------ what a caller uses
 
@@ -554,17 +555,20 @@ class Writer:
 
     def stats(self) -> WriterStats:
         """Return a copy of the counters."""
+        self._leave_to_parent()
         with self._lock:
             return dataclasses.replace(self._stats)
 
     def flush(self) -> None:
         """Make what was written durable, and finish the segment so that it can be landed."""
+        self._leave_to_parent()
         with self._lock:
             self._end_segments()
         self._finish_segments()
 
     def close(self) -> None:
         """Flush, and take no more records. Safe to call twice."""
+        self._leave_to_parent()
         with self._lock:
             self._end_segments()
             self._is_closed = True
@@ -664,6 +668,7 @@ class Writer:
 
     def _try_append(self, trace: Any, kind: int) -> tuple[_Segment, int]:
         """Append one frame if there is room; return its segment and where it ends there."""
+        self._leave_to_parent()
         thread = threading.get_ident()
         with self._lock:
             if self._is_closed:
@@ -791,14 +796,16 @@ class Writer:
             self._sequence += 1
             path = self.spool / f"{self._stream}-{self._sequence:08d}.open"
             try:
-                # One call, within which no signal is looked at: no descriptor is left to nobody.
-                file = io.FileIO(path, "xb", opener=functools.partial(os.open, mode=0o600))
+                with _fork_lock:
+                    # One call, within which no signal is looked at: no descriptor is left to
+                    # nobody.
+                    file = io.FileIO(path, "xb", opener=functools.partial(os.open, mode=0o600))
+                    segment = _Segment(path, file, time.monotonic())
+                    self._unfinished.add(segment)
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise _NoRoom(os.strerror(error.errno or 0).lower()) from None
                 raise
-            segment = _Segment(path, file, time.monotonic())
-            self._unfinished.add(segment)
             try:
                 if not try_lock(file.fileno()) or os.fstat(file.fileno()).st_nlink == 0:
                     self._abandon(segment)
@@ -1006,14 +1013,18 @@ class Writer:
 
     # ------------------------------------------------------------------------------ fork
 
-    def _after_fork_in_child(self) -> None:
-        """Leave the parent's segment to the parent: close it here, begin a stream of our own."""
-        segments, is_closed = self._unfinished, self._is_closed
-        self._reset()
-        self._is_closed = is_closed
-        for segment in segments:
-            with contextlib.suppress(OSError):
-                segment.file.close()
+    def _leave_to_parent(self) -> None:
+        """In a forked child: close the parent's segments here, begin a stream of our own."""
+        if self._forks == len(_forks):
+            return
+        with _fork_lock:  # of the child's threads, one
+            if self._forks == len(_forks):
+                return
+            segments = self._unfinished
+            self._reset()
+            for segment in segments:
+                with contextlib.suppress(OSError):
+                    segment.file.close()
 
 
 def _write_all(segment: _Segment, head: bytes, payload: bytes) -> None:
@@ -1059,26 +1070,20 @@ def _start(action: Callable[[], None], name: str) -> threading.Thread | None:
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 
 
-_forking = threading.local()
-
-
-def _before_fork() -> None:
-    """Hold every writer still, so that a child finds none in the middle of a record."""
-    _forking.writers = sorted(_WRITERS, key=id)
-    for writer in _forking.writers:
-        writer._lock.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    for writer in _forking.writers:
-        writer._lock.release()
-    _forking.writers = []
+# What a signal's handler raises in a hook of a fork is swallowed, and the process forks all the
+# same. So the hooks that matter are functions of C, which a handler ends before they did anything
+# or not at all; and a lock of this kind, unlike a plain one, is freed by nobody but its holder.
+#
+# A fork waits only for a segment that is being opened: a child closes those that it knows of, so
+# that the death of the parent is seen. All else it begins anew, wherever the parent's threads are.
+_fork_lock = threading.RLock()
+_forks: list[None] = []  # one for each fork between the first process and this one
 
 
 def _after_fork_in_child() -> None:
-    _forking.writers = []
+    """Leave the parent's segments at once; a writer that this does not get to does when used."""
     for writer in list(_WRITERS):
-        writer._after_fork_in_child()
+        writer._leave_to_parent()
 
 
 def _close_all() -> None:
@@ -1089,7 +1094,9 @@ def _close_all() -> None:
 
 atexit.register(_close_all)
 os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
+    before=_fork_lock.acquire,
+    after_in_parent=_fork_lock.release,
+    after_in_child=_fork_lock._at_fork_reinit,  # type: ignore[attr-defined]
 )
+os.register_at_fork(after_in_child=functools.partial(_forks.append, None))
+os.register_at_fork(after_in_child=_after_fork_in_child)

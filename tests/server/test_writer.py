@@ -20,7 +20,7 @@ import time
 import types
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -885,6 +885,152 @@ def test_an_interrupted_end_is_made_good(
         assert writer.stats().removed == 0, step
         writer.close()
     assert step > 10
+
+
+@contextlib.contextmanager
+def out_of_time_after(seconds: float) -> Iterator[None]:
+    """Have a signal's handler raise; what swallows it may go on."""
+
+    def out_of_time(number: int, frame: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, out_of_time)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def exit_code(pid: int, seconds: float = 30) -> int | None:
+    """Wait for a child; None, and its end, when it hangs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (found := os.waitpid(pid, os.WNOHANG))[0] == pid:
+            return os.waitstatus_to_exitcode(found[1])
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def fork_to(action: Callable[[], object]) -> int:
+    """Fork a child that ends with 0 when the action succeeds; return its id."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            sys.settrace(None)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+# CPython swallows what a handler raises in a hook of the fork, and forks.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_fork_out_of_time_lets_no_two_threads_write_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.writev
+    inside: list[int] = []
+    most = 0
+
+    def slow(descriptor: int, parts: Any) -> int:
+        nonlocal most
+        inside.append(descriptor)
+        most = max(most, len(inside))
+        time.sleep(0.3)
+        try:
+            return real(descriptor, parts)
+        finally:
+            inside.pop()
+
+    writer = Writer(tmp_path / "spool", WriterOptions(segment_seconds=3600))
+    writer.write({"id": 0})
+    monkeypatch.setattr(writer_module.os, "writev", slow)
+    threads = [threading.Thread(target=writer.write, args=({"id": each},)) for each in (1, 2, 3)]
+    threads[0].start()
+    while not inside:
+        time.sleep(0.001)
+    threads[1].start()
+    with contextlib.suppress(Interrupted), out_of_time_after(0.1):
+        assert exit_code(fork_to(lambda: None)) == 0
+        time.sleep(0.2)
+    threads[2].start()
+    for each in threads:
+        each.join()
+    writer.close()
+    assert most == 1
+    assert sorted(each["id"] for each in records(tmp_path / "spool")) == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_fork_interrupted_anywhere_holds_no_writer(tmp_path: Path) -> None:
+    """Neither in the parent nor in the child, which appends to no segment of the parent's."""
+    spool = tmp_path / "spool"
+    closed = Writer(spool)
+    closed.close()
+    writer = Writer(spool, WriterOptions(fsync="never", segment_seconds=3600))
+    want = []
+
+    def child(name: str) -> None:
+        with pytest.raises(SpoolClosed):
+            closed.write({"id": name})
+        assert writer.stats().written == 0
+        writer.write({"id": f"{name}-child"})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for step in range(1, 100):
+        writer.write({"id": f"{step}-before"})
+        with contextlib.suppress(Interrupted), Interruptions(step, Interrupted).armed():
+            pid = fork_to(lambda name=str(step): child(name))  # type: ignore[misc]
+        assert exit_code(pid) == -signal.SIGKILL, step
+        thread = threading.Thread(target=writer.write, args=({"id": f"{step}-after"},), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive(), f"step {step}: it waits for a lock that nobody frees"
+        want += [f"{step}-{each}" for each in ("before", "child", "after")]
+    writer.close()
+    assert sorted(each["id"] for each in records(spool)) == sorted(want)
+    assert len([*spool.glob("*.ready")]) == 1, "all of the parent's are in one segment"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("seconds", [0.1, 10], ids=["out of time", "in time"])
+def test_a_fork_waits_for_a_segment_that_is_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """A child that has it without knowing would keep its lock when the parent is dead."""
+    real = os.open
+    opening = threading.Event()
+
+    def slow(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        descriptor = real(path, flags, *rest, **more)
+        if flags & os.O_CREAT:
+            opening.set()
+            time.sleep(0.4)
+        return descriptor
+
+    def child() -> None:
+        held = [each.resolve() for each in Path("/proc/self/fd").iterdir()]
+        assert seconds < 1 or spool not in {each.parent for each in held}
+        writer.write({"id": "child"})
+        writer.close()
+
+    spool = tmp_path / "spool"
+    writer = Writer(spool, WriterOptions(segment_seconds=3600))
+    monkeypatch.setattr(writer_module.os, "open", slow)
+    thread = threading.Thread(target=writer.write, args=({"id": "parent"},), daemon=True)
+    thread.start()
+    assert opening.wait(10)
+    with contextlib.suppress(Interrupted), out_of_time_after(seconds):
+        assert exit_code(fork_to(child)) == 0
+    thread.join(10)
+    writer.close()
+    assert sorted(each["id"] for each in records(spool)) == ["child", "parent"]
 
 
 def test_options_come_from_the_environment() -> None:
