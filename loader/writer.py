@@ -21,6 +21,8 @@ A refused record raises :class:`~loader.spool.SpoolFull` and is counted in :meth
 
 A signal's handler may raise anywhere in here (a time limit, say). Such a write is stored or not;
 what was acknowledged stays, and whoever writes or ends next makes good what was left halfway.
+A handler that itself calls the writer whose write it interrupted is refused: nothing may be put
+into a record that is half written, and waiting for its own thread would never end.
 """
 
 from __future__ import annotations
@@ -227,7 +229,7 @@ class _Segment:
 
     path: Path
     file: io.FileIO
-    started: float
+    started: float = field(default_factory=time.monotonic)
     written: int = 0
     records: int = 0
     synced: int = 0
@@ -236,11 +238,14 @@ class _Segment:
     is_over: bool = False
     is_handed_over: bool = False
     failure: OSError | None = None
-    sync_lock: threading.Lock = field(default_factory=threading.Lock)
+    sync_lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def descriptor(self) -> int:
-        return self.file.fileno()
+        try:
+            return self.file.fileno()
+        except ValueError:  # a handler forked within a write, and this is the child's
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
 
 class _Group:
@@ -499,7 +504,8 @@ class Writer:
 
     def _reset(self) -> None:
         """Begin anew: at first, and in a forked child, which has a stream of its own."""
-        self._lock = threading.Lock()
+        # A lock that tells who holds it, as those of the segments: see _enter.
+        self._lock = threading.RLock()
         self._stream = new_stream()
         self._sequence = 0
         self._segment: _Segment | None = None
@@ -534,7 +540,8 @@ class Writer:
         SpoolFull
             A limit was reached, or the disk is full.
         SpoolError
-            The spool cannot be written, the trace cannot be serialised, or fsync failed.
+            The spool cannot be written, the trace cannot be serialised, or fsync failed; or a
+            signal's handler calls this within a call of the same thread.
         """
         self._write(trace, RECORD)
 
@@ -561,14 +568,14 @@ class Writer:
 
     def flush(self) -> None:
         """Make what was written durable, and finish the segment so that it can be landed."""
-        self._leave_to_parent()
+        self._enter()
         with self._lock:
             self._end_segments()
         self._finish_segments()
 
     def close(self) -> None:
         """Flush, and take no more records. Safe to call twice."""
-        self._leave_to_parent()
+        self._enter()
         with self._lock:
             self._end_segments()
             self._is_closed = True
@@ -661,6 +668,21 @@ class Writer:
             self._stats.refused += 1
         raise SpoolFull(f"{self.spool}: {full}: the trace was refused; see that a drainer runs")
 
+    def _enter(self) -> None:
+        """Refuse who is within a call already: a signal's handler, say, may come at any time.
+
+        Asked of the locks, for a handler that raises cannot leave them wrong.
+        """
+        self._leave_to_parent()
+        is_within = _is_ours(self._lock)
+        for segment in tuple(self._unfinished):
+            is_within = is_within or _is_ours(segment.sync_lock)
+        if is_within:
+            raise SpoolError(
+                f"{self.spool}: called from within a call of the same thread, by a signal's "
+                "handler or a __del__: do it afterwards, or give it to another thread"
+            )
+
     def _failed(self, error: SpoolError) -> SpoolError:
         with self._lock:
             self._stats.failed += 1
@@ -668,7 +690,10 @@ class Writer:
 
     def _try_append(self, trace: Any, kind: int) -> tuple[_Segment, int]:
         """Append one frame if there is room; return its segment and where it ends there."""
-        self._leave_to_parent()
+        try:
+            self._enter()
+        except SpoolError as error:
+            raise self._failed(error) from None
         thread = threading.get_ident()
         with self._lock:
             if self._is_closed:
@@ -795,22 +820,22 @@ class Writer:
         while True:
             self._sequence += 1
             path = self.spool / f"{self._stream}-{self._sequence:08d}.open"
+            # FileIO opens in one call, within which no signal is looked at: no descriptor is left
+            # to nobody. Interrupted right behind it, an empty file is: a drainer removes it.
+            opener = functools.partial(os.open, mode=0o600)
+            opened = functools.partial(io.FileIO, path, "xb", opener=opener)
             try:
                 with _fork_lock:
-                    # One call, within which no signal is looked at: no descriptor is left to
-                    # nobody.
-                    file = io.FileIO(path, "xb", opener=functools.partial(os.open, mode=0o600))
-                    segment = _Segment(path, file, time.monotonic())
-                    self._unfinished.add(segment)
+                    self._unfinished.add(segment := _Segment(path, opened()))
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise _NoRoom(os.strerror(error.errno or 0).lower()) from None
                 raise
             try:
-                if not try_lock(file.fileno()) or os.fstat(file.fileno()).st_nlink == 0:
+                if not try_lock(segment.descriptor) or os.fstat(segment.descriptor).st_nlink == 0:
                     self._abandon(segment)
                     continue
-                fcntl.fcntl(file.fileno(), fcntl.F_SETFL, os.O_APPEND)
+                fcntl.fcntl(segment.descriptor, fcntl.F_SETFL, os.O_APPEND)
                 _write_all(segment, encode_header(), b"")
             except OSError as error:
                 self._abandon(segment)
@@ -1050,6 +1075,11 @@ def _write_all(segment: _Segment, head: bytes, payload: bytes) -> None:
         raise
     segment.written += total
     segment.is_whole = True
+
+
+def _is_ours(lock: threading.RLock) -> bool:
+    """Tell whether this thread holds a lock; :class:`threading.Condition` asks this way too."""
+    return bool(lock._is_owned())  # type: ignore[attr-defined]
 
 
 def _is_foreign(error: OSError) -> bool:

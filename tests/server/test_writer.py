@@ -750,8 +750,11 @@ class Interruptions:
             self.left -= 1
             if self.left == 0:
                 sys.settrace(None)
-                raise self.error
+                self.interrupt()
         return self
+
+    def interrupt(self) -> None:
+        raise self.error
 
     @contextlib.contextmanager
     def armed(self) -> Iterator[None]:
@@ -1031,6 +1034,148 @@ def test_a_fork_waits_for_a_segment_that_is_being_opened(
     thread.join(10)
     writer.close()
     assert sorted(each["id"] for each in records(spool)) == ["child", "parent"]
+
+
+class Within(Interruptions):
+    """Calls something at the `step`-th line that the writer runs, as a signal's handler may."""
+
+    def __init__(self, step: int, action: Callable[[], object]) -> None:
+        super().__init__(step, Interrupted)
+        self._action = action
+
+    def interrupt(self) -> None:
+        self._action()
+
+
+def ends(action: Callable[[], object], seconds: float = 20) -> bool:
+    """Run in a thread; tell whether it ended."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("call", ["write", "flush", "close", "stats", "fork"])
+@pytest.mark.parametrize("policy", ["interval", "each"])
+def test_a_call_from_within_a_write_of_the_same_thread_is_done_or_refused(
+    tmp_path: Path, policy: str, call: str
+) -> None:
+    """A signal's handler, or what the collector runs, anywhere within the write."""
+    spool = tmp_path / "spool"
+    options = WriterOptions(fsync=policy, segment_seconds=3600, segment_records=2)
+    acknowledged: list[str] = []
+    told: list[str] = []
+    is_over = False
+
+    def write(name: str) -> None:
+        writer.write({"id": name})
+        acknowledged.append(name)
+
+    def inner(step: int) -> None:
+        try:
+            if call == "write":
+                write(f"{step}-inner")
+            elif call == "fork":
+                assert exit_code(fork_to(lambda: None)) == 0
+            else:
+                getattr(writer, call)()
+        except SpoolError as error:
+            told.append(str(error))
+
+    def outer(step: int) -> None:
+        nonlocal is_over
+        write(f"{step}-before")
+        try:
+            with (within := Within(step, lambda: inner(step))).armed():
+                write(f"{step}-outer")
+        except SpoolClosed:
+            assert call == "close"
+        is_over = within.left > 0
+
+    writer = Writer(spool, options)
+    step = steps = 0
+    while not is_over:
+        step += 3 if call == "fork" else 1
+        steps += 1
+        assert ends(lambda step=step: outer(step)), f"step {step} hangs"  # type: ignore[misc]
+        if call == "close":
+            writer.close()
+            writer = Writer(spool, options)
+    assert step > 30
+    writer.close()
+    assert len([each for each in acknowledged if each.endswith("before")]) == steps
+    assert sorted(each["id"] for each in records(spool)) == sorted(acknowledged)
+    assert {path.suffix for path in spool.iterdir()} == {".ready"}
+    assert (len(told) > 5) == (call in ("write", "flush", "close"))
+    assert all("within" in each and "same thread" in each for each in told)
+
+
+def test_a_handler_that_writes_hangs_nothing(tmp_path: Path) -> None:
+    """Real signals, which also come within what the writer calls."""
+    writer = Writer(tmp_path / "spool", WriterOptions(fsync="never", segment_records=5))
+    stored: list[str] = []
+    refused = 0
+    deadline = time.monotonic() + 30
+
+    def write(name: str) -> None:
+        writer.write({"id": name, "text": "x" * 20_000})
+        stored.append(name)
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal refused
+        assert time.monotonic() < deadline, "it waits for a lock that it holds itself"
+        try:
+            write(f"handler-{len(stored)}")
+        except SpoolError:
+            refused += 1
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for number in range(3_000):
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 + number % 100 * 3e-6, 10)
+            write(f"main-{number}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    writer.close()
+    assert len(stored) > 3_000
+    assert refused
+    assert sorted(each["id"] for each in records(tmp_path / "spool")) == sorted(stored)
+
+
+def test_a_child_forked_within_a_write_leaves_it_to_the_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal's handler; the child then returns into the write."""
+    real = os.writev
+    parent = os.getpid()
+    pids: list[int] = []
+
+    def forks(descriptor: int, parts: Any) -> int:
+        if not pids:
+            pids.append(os.fork())
+        return real(descriptor, parts)
+
+    spool = tmp_path / "spool"
+    writer = Writer(spool, WriterOptions(segment_seconds=3600))
+    writer.write({"id": 0})
+    monkeypatch.setattr(writer_module.os, "writev", forks)
+    status = 1
+    try:
+        try:
+            writer.write({"id": 1})
+        except SpoolError as error:
+            assert os.getpid() != parent
+            assert "Bad file descriptor" in str(error)
+            writer.write({"id": 2})
+            writer.close()
+            status = 0
+    finally:
+        if os.getpid() != parent:
+            os._exit(status)
+    assert exit_code(pids[0]) == 0
+    writer.close()
+    assert sorted(each["id"] for each in records(spool)) == [0, 1, 2]
 
 
 def test_options_come_from_the_environment() -> None:
