@@ -15,9 +15,10 @@ fsync          when ``write()`` returns                                lost on p
 =============  ======================================================  ==========================
 
 Limits, and what happens at each: a spool directory holds at most ``max_spool_bytes``, the records
-on their way to it at most ``max_memory_bytes`` (plus one a thread). At a limit, and on a full disk,
-``on_full="block"`` waits up to ``block_seconds`` and then refuses; ``"refuse"`` refuses at once.
-A refused record raises :class:`~loader.spool.SpoolFull` and is counted in :meth:`Writer.stats`.
+on their way to it at most ``max_memory_bytes`` (plus one a thread). At a limit, on a full disk, and
+while too many files are open, ``on_full="block"`` waits up to ``block_seconds`` and then refuses;
+``"refuse"`` refuses at once. A refused record raises :class:`~loader.spool.SpoolFull` and is
+counted in :meth:`Writer.stats`.
 
 A signal's handler may raise anywhere in here (a time limit, say). Such a write is stored or not;
 what was acknowledged stays, and whoever writes or ends next makes good what was left halfway.
@@ -78,7 +79,8 @@ from loader.spool import (
 
 MIB = 1024 * 1024
 FSYNC_POLICIES = ("never", "interval", "each")
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}) | _TOO_MANY_FILES
 _PAUSE_MIN, _PAUSE_MAX = 0.005, 0.25
 # The directory is counted so often, and for a twentieth of the time at most: a spool that nobody
 # drains holds a file a second and process.
@@ -205,6 +207,15 @@ class WriterStats:
 
 class _NoRoom(Exception):
     """A limit is reached: wait or refuse."""
+
+    remedy = "see that a drainer runs"
+
+    @classmethod
+    def of(cls, error: OSError) -> _NoRoom:
+        found = cls(os.strerror(error.errno or errno.ENOSPC).lower())
+        if error.errno in _TOO_MANY_FILES:
+            found.remedy = "let this process open more (ulimit -n), or see what holds them"
+        return found
 
 
 @dataclass(eq=False)
@@ -666,7 +677,7 @@ class Writer:
                 return deadline
         with self._lock:
             self._stats.refused += 1
-        raise SpoolFull(f"{self.spool}: {full}: the trace was refused; see that a drainer runs")
+        raise SpoolFull(f"{self.spool}: {full}: the trace was refused; {full.remedy}")
 
     def _enter(self) -> None:
         """Refuse who is within a call already: a signal's handler, say, may come at any time.
@@ -765,7 +776,7 @@ class Writer:
                 if segment.records == 0:
                     segment.is_over = True
                     finished.append(segment)
-                raise _NoRoom(os.strerror(error.errno or errno.ENOSPC).lower()) from None
+                raise _NoRoom.of(error) from None
             break
         segment.records += 1
         self._disk_bytes += need
@@ -829,7 +840,7 @@ class Writer:
                     self._unfinished.add(segment := _Segment(path, opened()))
             except OSError as error:
                 if error.errno in _NO_ROOM:
-                    raise _NoRoom(os.strerror(error.errno or 0).lower()) from None
+                    raise _NoRoom.of(error) from None
                 raise
             try:
                 if not try_lock(segment.descriptor) or os.fstat(segment.descriptor).st_nlink == 0:
@@ -840,7 +851,7 @@ class Writer:
             except OSError as error:
                 self._abandon(segment)
                 if error.errno in _NO_ROOM:
-                    raise _NoRoom(os.strerror(error.errno or 0).lower()) from None
+                    raise _NoRoom.of(error) from None
                 raise
             self._disk_bytes += HEADER_BYTES
             if self._thread is None:

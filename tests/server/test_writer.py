@@ -650,6 +650,37 @@ def test_an_unusable_spool_is_an_error_and_recovers(
     assert [each["id"] for each in records(tmp_path / "spool")] == ["y"]
 
 
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("on_full", ["block", "refuse"])
+def test_too_many_open_files_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, on_full: str
+) -> None:
+    """Whoever has them may close some."""
+    real = os.open
+    left = 3
+
+    def refused(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        nonlocal left
+        if flags & os.O_CREAT and left:
+            left -= 1
+            raise OSError(error, os.strerror(error))
+        return real(path, flags, *rest, **more)
+
+    writer = Writer(tmp_path / "spool", WriterOptions(on_full=on_full))
+    monkeypatch.setattr(writer_module.os, "open", refused)
+    if on_full == "refuse":
+        with pytest.raises(SpoolFull, match=r"(?i)too many open files.*ulimit -n") as told:
+            writer.write({"id": "refused"})
+        assert "drainer" not in str(told.value)
+        left = 0
+    writer.write({"id": "x"})
+    writer.close()
+    assert [each["id"] for each in records(tmp_path / "spool")] == ["x"]
+    stats = writer.stats()
+    assert (stats.failed, stats.waited) == (0, 1 if on_full == "block" else 0)
+    assert stats.refused == (1 if on_full == "refuse" else 0)
+
+
 def test_a_full_disk_refuses_whole_records_and_recovers(tmp_path: Path) -> None:
     mount = tmp_path / "mount"
     mount.mkdir()
