@@ -886,7 +886,8 @@ class Writer:
                 sync_directory(self.spool)
                 segment.is_named = True
         except OSError as error:
-            if _is_foreign(error):
+            # Without a descriptor for the directory nothing was synced: it may be asked again.
+            if _is_foreign(error) or error.errno in _TOO_MANY_FILES:
                 raise
             # After a failed fsync the kernel may call the pages clean: nobody may ask again.
             segment.failure = error
@@ -1014,6 +1015,8 @@ class Writer:
         except OSError as error:
             if _is_foreign(error):
                 raise
+            if segment.synced < segment.written and segment.failure is None:
+                segment.failure = error  # who waits for a sync must not take the end for one
             _log.warning(
                 "%s: not finished (%s): a drainer takes it over",
                 segment.path,

@@ -681,6 +681,55 @@ def test_too_many_open_files_are_waited_for(
     assert stats.refused == (1 if on_full == "refuse" else 0)
 
 
+def test_a_directory_that_cannot_be_opened_is_synced_in_the_next_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where too many files are open: no sync has failed, after which none may be asked again."""
+    real = writer_module.sync_directory
+    tried: list[bool] = []
+    is_synced = threading.Event()
+
+    def scarce(path: Any) -> None:
+        tried.append(True)
+        if len(tried) < 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        real(path)
+        is_synced.set()
+
+    monkeypatch.setattr(writer_module, "sync_directory", scarce)
+    options = WriterOptions(fsync="interval", fsync_interval_ms=5, segment_seconds=3600)
+    writer = Writer(tmp_path / "spool", options)
+    writer.write({"id": "x"})
+    assert is_synced.wait(10)
+    writer.close()
+    assert writer.stats().fsync_failures == 0
+    assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".ready"]
+
+
+@pytest.mark.parametrize("fails", ["ftruncate", "sync_directory"])
+def test_who_waits_for_a_sync_is_told_when_the_segment_ends_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A write before it has been interrupted, and cannot be cut off, or too many files are open."""
+
+    def failed(*given: Any) -> None:
+        error = errno.EIO if fails == "ftruncate" else errno.EMFILE
+        raise OSError(error, os.strerror(error))
+
+    writer = Writer(tmp_path / "spool", WriterOptions(fsync="each", segment_seconds=3600))
+    segment, end = writer._try_append({"id": "waits"}, writer_module.RECORD)
+    segment.is_whole = fails != "ftruncate"
+    where = writer_module.os if fails == "ftruncate" else writer_module
+    with monkeypatch.context() as patch:
+        patch.setattr(where, fails, failed)
+        writer.flush()
+    with pytest.raises(OSError, match=r"output error|Too many"):
+        writer._sync(segment, end)
+    writer.write({"id": "next"})
+    writer.close()
+    assert [each["id"] for each in records(tmp_path / "spool")] == ["waits", "next"]
+
+
 def test_a_full_disk_refuses_whole_records_and_recovers(tmp_path: Path) -> None:
     mount = tmp_path / "mount"
     mount.mkdir()
