@@ -301,10 +301,15 @@ from matched
     {%- endfor -%}
     {%- set key = '(?i:' ~ keys | join('|') ~ ')' -%}
     {%- set string = quote ~ _spelled(value) | join('') ~ quote -%}
-    {%- set number = value ~ space ~ '*(?:[,}\\]]|$)' if modules.re.fullmatch('[0-9]+', value) -%}
     {#- JSON within strings, and lists. -#}
-    {%- set opened = '(?:' ~ quote ~ '|' ~ space ~ ')*(?:\\[(?:[^\\[\\]{}]*,)?' ~ space ~ '*)?' -%}
-    {%- set named = key ~ opened ~ '(?:' ~ [string, number] | select | join('|') ~ ')' -%}
+    {%- set within = '(?:' ~ quote ~ '|' ~ space ~ ')*' -%}
+    {%- set values = [within ~ '(?:\\[(?:[^\\[\\]{}]*,)?' ~ space ~ '*)?' ~ string] -%}
+    {#- A number is no beginning of a text, within a list neither, and none that may go on behind a cut. -#}
+    {%- if modules.re.fullmatch('[0-9]+', value) -%}
+        {%- set former = '(?:[^"\\\\\\[\\]{}]|' ~ quote ~ '[^"\\\\]*' ~ quote ~ ')*,' -%}
+        {%- do values.append('(?:' ~ within ~ '\\[(?:' ~ former ~ ')?' ~ space ~ '*)?' ~ value ~ space ~ '*[,}\\]]') -%}
+    {%- endif -%}
+    {%- set named = key ~ '(?:' ~ values | join('|') ~ ')' -%}
     {%- set begun = '(?:^|\\x{0000})(?i:' ~ torn_keys | join('|') ~ ') ?' ~ string -%}
     {%- set another = key ~ '(?:' ~ quote ~ '[^"\\\\]|[0-9])' -%}
     {%- set readable = 'toValidUTF8(' ~ text ~ ')' -%}

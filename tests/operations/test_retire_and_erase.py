@@ -711,8 +711,19 @@ def test_a_reject_goes_however_it_spells_the_name(project: Project, tmp_path: Pa
 
 
 def test_a_reject_goes_where_the_id_is_a_number(embedded: Project, tmp_path: Path) -> None:
-    names = ["4711, ", " 4711}", "[1,4711]", json.dumps('{"user_id":\n4711\n}'), "4711"]
+    names = ["4711, ", " 4711}", "[1,4711]", '["a, b",4711]', '"[4711]"', '"4711"']
+    names.append(json.dumps('{"user_id":\n4711\n}'))
     others = ["14711,", "47110,", "4711.5,", '"x4711",', "4711x,"]
+    # A text that begins with the number, or holds it; what may be the beginning of another number.
+    others += [
+        '"4711, Inc"',
+        '"4711}"',
+        '"\\"4711, 12\\""',
+        '["a, 4711, b"]',
+        '"4711',
+        "4711",
+        "4711\0\0,",
+    ]
     path = tmp_path / "a.ndjson"
     path.write_text("".join(f'{{"cut": {{"user_id":{line}\n' for line in [*names, *others]))
     embedded.loader(str(path), expect=1)
