@@ -289,12 +289,14 @@ from matched
         'agent': ['agent'],
     }[kind] -%}
     {%- set quote = '(?:\\\\*"|\\\\+u0022)' -%}
-    {%- set space = '(?:\\s|\\\\+[nrt])' -%}
+    {%- set space = '(?:\\s|\\\\+(?:[nrt]|u00(?:20|0[9aAdD])))' -%}
+    {%- set id = '(?:(?:' ~ _spelled('._-') | join('|') ~ ')?' ~ _spelled('id', any_case=true) | join('?') ~ ')?' -%}
+    {%- set colon = space ~ '*' ~ _spelled(':')[0] ~ space ~ '*' -%}
     {%- set keys = [] -%}
     {%- set torn_keys = [] -%}
     {%- for word in words -%}
         {%- set torn = namespace(key='') -%}
-        {%- set pieces = _spelled(word) + ['(?:[._-]?i?d)?', quote, space ~ '*:' ~ space ~ '*'] -%}
+        {%- set pieces = _spelled(word, any_case=true) + [id, quote, colon] -%}
         {%- for piece in pieces -%}{%- set torn.key = '(?:' ~ torn.key ~ piece ~ ')?' -%}{%- endfor -%}
         {%- do keys.append(pieces | join('')) -%}
         {%- do torn_keys.append(torn.key) -%}
@@ -322,15 +324,17 @@ from matched
 
 {#- The patterns of a text's characters within JSON: each may be itself or an escape, behind as many
     backslashes as JSON in strings within strings gives it. -#}
-{%- macro _spelled(value) -%}
+{%- macro _spelled(value, any_case=false) -%}
     {%- set short = {'\b': 'b', '\f': 'f', '\n': 'n', '\r': 'r', '\t': 't'} -%}
     {%- set spelled = [] -%}
     {%- for character in value -%}
         {%- set code = character.encode('utf-16-be').hex() -%}
+        {%- set other = (character.swapcase() if any_case else character).encode('utf-16-be').hex() -%}
         {%- set itself = character if character.isalnum() or code | length > 4 else '\\x{' ~ code ~ '}' -%}
         {%- set escape = [] -%}
         {%- for digit in code -%}
-            {%- do escape.append(('\\\\+u' if loop.index0 % 4 == 0 else '') ~ '[' ~ digit ~ digit | upper ~ ']') -%}
+            {%- set digits = (digit ~ digit | upper ~ other[loop.index0]) | unique(true) | join -%}
+            {%- do escape.append(('\\\\+u' if loop.index0 % 4 == 0 else '') ~ ('[' ~ digits ~ ']' if digits | length > 1 else digits)) -%}
         {%- endfor -%}
         {%- set ways = [('\\\\*' if character in '"\\/' else '') ~ itself, escape | join('')] -%}
         {%- if character in short -%}{%- do ways.append('\\\\+' ~ short[character]) -%}{%- endif -%}

@@ -745,6 +745,9 @@ def test_a_reject_goes_where_the_id_is_a_number(embedded: Project, tmp_path: Pat
                 '{"org_id": "org-B", "org_id": "1"}',
                 '{"orgId": "1", "of": "another format"}',
                 '{"\\u006frg_id": "1", "cut":',
+                '{"\\u004frg\\u005fID": "1", "cut":',
+                '{"org_\\u0069\\u0064": "1", "cut":',
+                '{"request_json": "{\\"org\\u0049d\\"\\u003a\\u0020\\"1\\", \\"cut',
                 # The rest of a line, whose key is cut or was cut off.
                 'rg_id": "1", "step_id": "s"}',
                 '_id": "1", "step_id": "s", "org_id": null}',
@@ -776,6 +779,8 @@ def test_a_reject_goes_where_the_id_is_a_number(embedded: Project, tmp_path: Pat
                 '{"request_json": {"safety_identifier": "user", "cut":',
                 '{"end_user_id": "user", "of": "another format"}',
                 'er": "user", "org_id": "org-B"}',
+                '{"request_json": {"SAFETY\\u005f\\u0049DENTIFIER": "user", "cut":',
+                '\\u0052_\\u0069d": "user", "org_id": "org-B"}',
             ],
             [
                 '{"request_json": {"messages": [{"role": "user", "content": "user"}], "cut":',
