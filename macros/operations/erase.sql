@@ -18,7 +18,7 @@ places. So does a trace whose line was landed before it was whole.
 Order, so that a kill at any instant leaves a state that the same call completes, and no run brings
 anything back: what is to go is listed, batches to look at again are reopened, what will go from the
 raw tables is recorded in retired_batches, raw rows go, then derived models, then llm_traces, and the
-list last. Each subject has a list of its own: what was broken off is completed for whom it was begun,
+lists last. Each subject has lists of its own: what was broken off is completed for whom it was begun,
 and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint changes with its traces.
 -#}
 {%- macro erase(dry_run=false) -%}
@@ -39,6 +39,19 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         {{ exceptions.raise_compiler_error("erase: whose traces? --args '{organization: ...}', or user, customer, agent.") }}
     {%- endif -%}
     {%- set user = kwargs.get('user') -%}
+
+    {#- The longest statement: each character of a name may be written in several ways. -#}
+    {%- set needles = [] -%}
+    {%- for kind, value in kwargs.items() -%}
+        {%- do needles.append(names_text('raw', kind, value)) -%}
+    {%- endfor -%}
+    {%- set by_content = 'select batch_id, position from ' ~ source('raw', 'raw_rejects') ~ ' where ' ~ needles | join(' and ') -%}
+    {%- set needed_size = by_content.encode() | length + 2000 -%}
+    {%- set query_size = run_query("select getSetting('max_query_size')").rows[0][0] | int -%}
+    {%- if 0 < query_size < needed_size -%}
+        {{ exceptions.raise_compiler_error('erase: ' ~ kwargs.keys() | join(' and ') ~ ' are too long to look for in rejects: that is a query of ' ~ needed_size ~ ' bytes, and max_query_size is ' ~ query_size
+            ~ '. Set max_query_size to ' ~ needed_size ~ ' in custom_settings of profiles.yml for this call. Nothing was erased.') }}
+    {%- endif -%}
 
     {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
     {#- Behind the lock: the run that holds it may be the first, which makes them. -#}
@@ -79,8 +92,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- set list = api.Relation.create(database='', schema=target.schema, identifier=list_name) -%}
     {%- if not dry_run -%}{%- do _take_up_former_list(kwargs, list) -%}{%- endif -%}
     {%- set others = run_query(
-        'select count() from system.tables where database = ' ~ sql_text(target.schema)
-        ~ " and startsWith(name, 'erase_list_') and total_rows > 0 and name != " ~ sql_text(list.identifier)
+        "select uniqExact(left(name, length('erase_list_') + 32)) from system.tables where database = " ~ sql_text(target.schema)
+        ~ " and startsWith(name, 'erase_list_') and total_rows > 0 and not startsWith(name, " ~ sql_text(list.identifier) ~ ')'
     ).rows[0][0] | int -%}
     {%- if others > 0 -%}
         {%- do print('note: ' ~ others ~ ' erasures for somebody else were begun and are not complete: call them again as they were.') -%}
@@ -110,13 +123,21 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- endfor -%}
     {%- set places = '(select ' ~ place ~ ' from ' ~ list ~ ')' -%}
 
-    {%- set needles = [] -%}
-    {%- for kind, value in kwargs.items() -%}
-        {%- do needles.append(names_text('raw', kind, value)) -%}
+    {#- Rejects have a list too, which is made before anything goes, and goes with the other, before it. -#}
+    {%- set rejects_list = list.incorporate(path={'identifier': list_name ~ '_rejects'}) -%}
+    {%- do run_query(
+        'create table if not exists ' ~ rejects_list ~ on_cluster() ~ ' (batch_id String, position UInt32)'
+        ~ ' engine = ' ~ ledger_engine() ~ ' order by batch_id settings ' ~ durable()
+    ) -%}
+    {%- for more in [
+        by_content,
+        'select batch_id, position from ' ~ raw_rejects ~ ' where (' ~ line ~ ') in (select ' ~ line ~ ' from ' ~ list
+        ~ ') or (batch_id, position) in (' ~ _begun_lines(list) ~ ') or (batch_id, position) in (' ~ _begun_lines(rejects_list) ~ ')',
+    ] -%}
+        {%- do run_query('insert into ' ~ rejects_list ~ ' (batch_id, position) select distinct * from (' ~ more ~ ')') -%}
     {%- endfor -%}
-    {%- set by_content = 'select batch_id, position from ' ~ raw_rejects ~ ' where ' ~ needles | join(' and ') -%}
-    {%- set owned_rejects = by_content ~ ' or (' ~ line ~ ') in (select ' ~ line ~ ' from ' ~ list
-        ~ ') or (batch_id, position) in (' ~ _begun_lines(list) ~ ') or (batch_id, position) in (' ~ _begun_lines('(' ~ by_content ~ ')') ~ ')' -%}
+    {%- set listed_rejects = 'select batch_id, position from ' ~ rejects_list -%}
+    {%- set owned_rejects = 'select batch_id, position from ' ~ raw_rejects ~ ' where (batch_id, position) in (' ~ listed_rejects ~ ')' -%}
 
     {%- set report = run_query(
         "select * from (select 'raw_traces' as `table`, count() as `rows` from " ~ raw_traces
@@ -173,15 +194,15 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
                 ~ ' and (batch_id, position) not in (select batch_id, position from ' ~ list ~ '))'
             ) -%}
         {%- endfor -%}
-        {#- From the list, so that rows which retention took are recorded too: they may be landed again. What
-            was erased from the other table, and is in this one now, is missing from this one then. Of what
-            was replayed the first reject too: it may be lost, and come again. -#}
+        {#- From the lists, so that rows are recorded too which retention took, or which were lost since a kill:
+            they may be landed again. What was erased from the other table, and is in this one now, is missing
+            from this one then. Of what was replayed the first reject too: it may be lost, and come again. -#}
         {%- set listed_places = 'select batch_id, position from ' ~ list -%}
-        {%- set first_rejects = 'select ' ~ first_batch() ~ ' as first_id, position from (' ~ listed_places ~ ' union all ' ~ owned_rejects
+        {%- set first_rejects = 'select ' ~ first_batch() ~ ' as first_id, position from (' ~ listed_places ~ ' union all ' ~ listed_rejects
             ~ ') where batch_id != first_id and (first_id, position) not in (' ~ listed_places ~ ')' -%}
         {%- for raw_table, rows in {
             'raw_traces': listed_places,
-            'raw_rejects': owned_rejects ~ ' union distinct ' ~ first_rejects,
+            'raw_rejects': listed_rejects ~ ' where (batch_id, position) not in (' ~ erased_positions() ~ ') union distinct ' ~ first_rejects,
         }.items() -%}
             {%- do run_query(
                 'insert into ' ~ retired ~ ' (batch_id, raw_table, reason, is_whole, positions, retired_at)'
@@ -205,7 +226,9 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             ~ report.rows[2][1] ~ ", " ~ report.rows[1][1] ~ ", " ~ report.rows[0][1] ~ ", now64(3, 'UTC')"
         ) -%}
     {%- endif -%}
-    {%- do run_query('drop table if exists ' ~ list ~ on_cluster() ~ ' sync') -%}
+    {%- for made in [rejects_list, list] -%}
+        {%- do run_query('drop table if exists ' ~ made ~ on_cluster() ~ ' sync') -%}
+    {%- endfor -%}
     {%- if not dry_run -%}
         {%- do free_run_lock() -%}
         {%- do print('erased. Roll-ups are made anew by the next dbt run. Backups, logs and files that were landed are not touched.') -%}

@@ -819,6 +819,69 @@ def test_a_reject_goes_by_the_key_that_names_whose_it_is(
     assert [row["raw"] for row in left] == others
 
 
+def test_a_long_name_is_erased_whole_or_not_at_all(embedded: Project, tmp_path: Path) -> None:
+    long, longer = ("user-" * 300, "user_" * 1800)
+    lines = [record(1, org_id="org", user_id=long), record(2, org_id="org", user_id=longer)]
+    path = write(tmp_path / "a.ndjson", lines)
+    with path.open("a") as file:
+        for name in (long, longer):
+            file.write(f'{{"org_id": "org", "user_id": "{name}", "cut": \n')
+    embedded.loader(str(path), expect=1)
+    embedded.dbt("run", *PLAIN)
+    subject = {"user": long, "organization": "org"}
+    said = operation(embedded, "erase", json.dumps(subject | {"dry_run": True}))
+    assert [line.split("|")[2].strip() for line in said.splitlines() if "raw_" in line] == [
+        "1",
+        "1",
+    ]
+    assert embedded.query("show tables like 'erase_%'") == []
+    counts = "select count() from raw_traces union all select count() from raw_rejects"
+    assert [row["count()"] for row in embedded.query(counts)] == [2, 2]
+    operation(embedded, "erase", json.dumps(subject))
+    assert [row["count()"] for row in embedded.query(counts)] == [1, 1]
+    said = operation(embedded, "erase", json.dumps({"user": longer}), expect=1)
+    assert "user are too long" in said and "Nothing was erased" in said
+    assert [row["count()"] for row in embedded.query(counts)] == [1, 1]
+    # What it says to do is enough.
+    size = said.split("Set max_query_size to ")[1].split()[0]
+    profile = embedded.folder / "profiles.yml"
+    setting = "custom_settings:\n        use_query_condition_cache: 0\n"
+    given = profile.read_text().replace(setting, f"{setting}        max_query_size: {size}\n")
+    profile.write_text(given)
+    operation(embedded, "erase", json.dumps({"user": longer}))
+    assert [row["count()"] for row in embedded.query(counts)] == [0, 0]
+    assert embedded.value("select count() from llm_traces") == 0
+
+
+def test_a_reject_that_was_listed_and_lost_does_not_come_back(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Erasing is killed when rejects have been listed, and their batch is lost."""
+    path = tmp_path / "a.ndjson"
+    theirs, others = (f'{{"org_id": "org", "user_id": "{user}", "cut": ' for user in "ux")
+    path.write_text(f"{theirs}\n{others}\n")
+    embedded.loader(str(path), expect=1)
+    embedded.dbt("run", *PLAIN)
+    subject = {"organization": "org", "user": "u"}
+    rejects = f"erase_list_{hashlib.md5(json.dumps(subject).encode()).hexdigest()}_rejects"
+    embedded.query(
+        f"create table {rejects} (batch_id String, position UInt32)"
+        " engine = MergeTree order by batch_id",
+        f"insert into {rejects} select batch_id, position from raw_rejects where line = 1",
+        "alter table raw_rejects delete where 1 settings mutations_sync = 2",
+    )
+    said = operation(embedded, "erase", "{organization: other, dry_run: true}")
+    assert "1 erasures for somebody else were begun and are not complete" in said
+    assert "for somebody else" not in operation(embedded, "erase", json.dumps(subject))
+    assert embedded.query("show tables like 'erase_%'") == []
+    operation(embedded, "mend")
+    embedded.loader(str(path), expect=1)
+    assert embedded.value("select count() from raw_rejects") == 2
+    embedded.dbt("run", *PLAIN)
+    assert embedded.query("select raw from raw_rejects") == [{"raw": others}]
+    embedded.dbt("test", "--select", "assert_every_line_is_a_row_or_a_reject")
+
+
 def test_what_yaml_makes_of_a_name_is_refused(project: Project, tmp_path: Path) -> None:
     land(project, tmp_path / "a.ndjson", traces(1, 4))
     project.dbt("run", "--select", "+llm_traces_live", "+transformed_batches")
