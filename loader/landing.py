@@ -728,7 +728,8 @@ def _refuse_lost(store: Store, batch: Batch, found: _Found) -> None:
     """Raise if a batch of the ledger is not in the raw tables, and nobody took it out on purpose.
 
     Another loader removed what is there of it, by other rules or limits, just as this or a third
-    one wrote the ledger row; or it was lost since.
+    one wrote the ledger row; or it was lost since. What was retired before it landed again does not
+    count: as whole_retired (macros/operations/retire.sql) has it.
     """
     assert found.ledger is not None
     gone = {"raw_traces": 0, "raw_rejects": 0}
@@ -738,7 +739,9 @@ def _refuse_lost(store: Store, batch: Batch, found: _Found) -> None:
             rows = store.query(
                 "select (select count() from"
                 f" {store.table('retired_batches')} where batch_id = {{batch_id:String}}"
-                " and raw_table = {table:String} and is_whole),"
+                " and raw_table = {table:String} and is_whole and retired_at >"
+                f" (select min(landed_at) + interval 12 hour from {store.table('raw_batches')}"
+                " where batch_id = {batch_id:String})),"
                 f" (select uniqExact(position) from ({erased})"
                 " where batch_id = {batch_id:String} and (batch_id, position) not in"
                 f" (select batch_id, position from {store.table(table)}"

@@ -84,8 +84,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
             "select batch_id from " ~ source('raw', 'raw_batches') ~ " as batches left join ("
             ~ " select batch_id, uniqExact(position) as found from (select batch_id, position from " ~ source('raw', raw_table)
             ~ " union all " ~ erased_positions(raw_table) ~ ") group by batch_id) as held on batches.batch_id = held.batch_id"
-            ~ " where batches.`" ~ counted ~ "` > held.found and batches.batch_id not in (select batch_id from "
-            ~ source('operations', 'retired_batches') ~ " where raw_table = '" ~ raw_table ~ "' and is_whole)"
+            ~ " where batches.`" ~ counted ~ "` > held.found and batches.batch_id not in (" ~ whole_retired(raw_table) ~ ")"
         ) -%}
     {%- endfor -%}
     {{ return(short | join(' union distinct ')) }}

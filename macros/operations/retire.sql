@@ -37,6 +37,32 @@ true. A partition of which all is old is dropped; of others the old rows are del
     {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
 {%- endmacro -%}
 
+{#- Batches of which all rows of a raw table were retired, as they are in the ledger now: a select of batch_id.
+    One that was lost since and landed again has rows again. It was landed by its loader's clock, and is
+    retired by the store's a day later at least: half a day between the two tells which came first. The
+    first row of the ledger says when: later ones add to `continues`. -#}
+{%- macro whole_retired(raw_table) -%}
+select batch_id
+from (
+    select
+        batch_id,
+        retired_at as noted_at,
+        true as is_retirement
+    from {{ source('operations', 'retired_batches') }}
+    where raw_table = '{{ raw_table }}' and is_whole
+
+    union all
+
+    select
+        batch_id,
+        landed_at as noted_at,
+        false as is_retirement
+    from {{ source('raw', 'raw_batches') }}
+)
+group by batch_id
+having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + interval 12 hour
+{%- endmacro -%}
+
 {#- A variable of days: none when unset, an error when it is no whole number above 0. -#}
 {%- macro _retention_days(name) -%}
     {%- set value = var(name, none) -%}
@@ -73,10 +99,9 @@ true. A partition of which all is old is dropped; of others the old rows are del
 
 {%- macro _retire_raw(raw_table, days, dry_run) -%}
     {%- set table = source('raw', raw_table) -%}
-    {%- set whole = "select batch_id from " ~ source('operations', 'retired_batches')
-        ~ " where raw_table = '" ~ raw_table ~ "' and is_whole" -%}
+    {%- set whole = whole_retired(raw_table) -%}
     {#- A batch that was recorded may have been landed or reopened since. -#}
-    {%- set going = whole ~ ' ' ~ _and_transformed(raw_table) -%}
+    {%- set going = 'select batch_id from (' ~ whole ~ ') where true ' ~ _and_transformed(raw_table) -%}
     {%- set size = 'sum(length(raw))' if raw_table == 'raw_rejects'
         else 'sum(length(request_json) + length(response_json) + length(envelope_json))' -%}
     {%- set report = run_query(
@@ -146,11 +171,9 @@ true. A partition of which all is old is dropped; of others the old rows are del
 {#- pre_hook of llm_traces: a rebuild would lose what raw_traces no longer holds, on purpose or not. -#}
 {%- macro refuse_rebuild_of_retired() -%}
     {%- if execute and not is_incremental() and not var('rebuild_without_retired', false) -%}
-        {%- set retired = source('operations', 'retired_batches') -%}
         {%- set gone = run_query(
             "select count(), min(landed_at), max(landed_at) from " ~ source('raw', 'raw_batches')
-            ~ " where batch_id in (select batch_id from " ~ retired
-            ~ " where raw_table = 'raw_traces' and reason = 'retention')"
+            ~ " where batch_id in (" ~ whole_retired('raw_traces') ~ ")"
         ) -%}
         {%- if gone.rows[0][0] | int > 0 -%}
             {{ exceptions.raise_compiler_error(

@@ -39,11 +39,8 @@ retired as (
         select
             batch_id,
             0 as position,
-            is_whole as is_whole_batch
-        from {{ source('operations', 'retired_batches') }}
-        where
-            raw_table = 'raw_traces'
-            and is_whole
+            true as is_whole_batch
+        from ({{ whole_retired('raw_traces') | indent(12) }})
     )
     where batch_id in (select batch_id from pending)
     group by batch_id

@@ -335,6 +335,30 @@ def test_where_a_ledger_is_damaged_nothing_is_forgotten_by_itself(
     assert "not whole any more" not in operation(embedded, "mend", "{dry_run: true}")
 
 
+def test_what_is_landed_again_after_retention_can_be_lost_again(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """That its raw rows were retired once says nothing of those that came since."""
+    path = tmp_path / "a.ndjson"
+    land(embedded, path, [record(number) for number in range(1, 4)], broken=1)
+    embedded.dbt("run", *PLAIN)
+    embedded.query(AGE)
+    operation(embedded, "retire", retain_raw_days=30)
+    assert str(path) not in operation(embedded, "mend", "{dry_run: true}")
+    for gone in ("raw_rejects delete where 1", "llm_traces delete where 1"):
+        embedded.query(f"alter table {gone} settings mutations_sync = 2")
+    assert str(path) in operation(embedded, "mend")
+    embedded.loader(str(path), expect=1)
+    embedded.query("alter table raw_traces delete where position = 1 settings mutations_sync = 2")
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value("select count() from int_batches__pending") == 1
+    assert str(path) in operation(embedded, "mend")
+    embedded.loader(str(path), expect=1)
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value("select count() from llm_traces") == 3
+    assert embedded.value("select count() from int_batches__pending") == 0
+
+
 def test_conflicts_that_are_lost_are_found_again(embedded: Project, tmp_path: Path) -> None:
     land(embedded, tmp_path / "a.ndjson", [record(1), record(2)])
     other = record(1)

@@ -7,10 +7,6 @@ batches as (
     select * from {{ source('raw', 'raw_batches') }}
 ),
 
-retired as (
-    select * from {{ source('operations', 'retired_batches') }}
-),
-
 {# Recorded first and deleted second: after a kill a position may be in both, and counts once. #}
 
 row_counts as (
@@ -61,15 +57,13 @@ final as (
         or (
             batches.`rows` != row_counts.found
             and batches.batch_id not in (
-                select batch_id from retired
-                where raw_table = 'raw_traces' and is_whole
+                {{ whole_retired('raw_traces') | indent(16) }}
             )
         )
         or (
             batches.rejects != reject_counts.found
             and batches.batch_id not in (
-                select batch_id from retired
-                where raw_table = 'raw_rejects' and is_whole
+                {{ whole_retired('raw_rejects') | indent(16) }}
             )
         )
 )
