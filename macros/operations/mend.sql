@@ -76,14 +76,15 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {%- endif -%}
 {%- endmacro -%}
 
-{#- Batches that were landed whole, and are not whole any more: a select of batch_id. -#}
-{%- macro short_batches() -%}
+{#- Batches that were landed whole, and are not whole any more: a select of batch_id. `within`: of these alone. -#}
+{%- macro short_batches(within=none) -%}
+    {%- set looked_at = ' where batch_id in (' ~ within ~ ')' if within else '' -%}
     {%- set short = [] -%}
     {%- for raw_table, counted in {'raw_traces': 'rows', 'raw_rejects': 'rejects'}.items() -%}
         {%- do short.append(
-            "select batch_id from " ~ source('raw', 'raw_batches') ~ " as batches left join ("
+            "select batch_id from (select batch_id, `" ~ counted ~ "` from " ~ source('raw', 'raw_batches') ~ looked_at ~ ") as batches left join ("
             ~ " select batch_id, uniqExact(position) as found from (select batch_id, position from " ~ source('raw', raw_table)
-            ~ " union all " ~ erased_positions(raw_table) ~ ") group by batch_id) as held on batches.batch_id = held.batch_id"
+            ~ " union all " ~ erased_positions(raw_table) ~ ")" ~ looked_at ~ " group by batch_id) as held on batches.batch_id = held.batch_id"
             ~ " where batches.`" ~ counted ~ "` > held.found and batches.batch_id not in (" ~ whole_retired(raw_table) ~ ")"
         ) -%}
     {%- endfor -%}

@@ -12,6 +12,8 @@ billing and costs live on. Off until the variables say otherwise:
 Only batches that count as transformed lose their raw rows. What goes is recorded in
 retired_batches first, so that a killed run is completed by the next, and the conservation tests stay
 true. A partition of which all is old is dropped; of others the old rows are deleted by a mutation.
+What `mend` needs stays until it has run: a damaged store is refused, and batches stay that lost raw
+rows, or a trace, of which the raw row is the only copy then.
 -#}
 {%- macro retire(dry_run=false) -%}
     {%- set raw_days = _retention_days('retain_raw_days') -%}
@@ -21,7 +23,13 @@ true. A partition of which all is old is dropped; of others the old rows are del
         {%- do print('nothing to retire: none of retain_raw_days, retain_reject_days, retain_payload_days is set') -%}
         {{ return('') }}
     {%- endif -%}
-    {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- if raw_days is not none and load_relation(ref('llm_traces')) is none -%}
+        {{ exceptions.raise_compiler_error('retire: there is no llm_traces: raw_traces has the only copy of all traces. Run dbt run first.') }}
+    {%- endif -%}
+    {%- if not dry_run -%}
+        {%- do refuse_broken_parts() -%}
+        {%- do take_run_lock() -%}
+    {%- endif -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
     {%- if not dry_run -%}{%- do reopen_what_came_again() -%}{%- endif -%}
@@ -73,9 +81,9 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
     {{ return(value | int) }}
 {%- endmacro -%}
 
-{#- The batches whose rows of a raw table are old enough to go: a select of batch_id. Of one that mend
-    took out of the ledger, rows that are still there say when it landed. -#}
-{%- macro _old_batches(raw_table, days) -%}
+{#- The batches whose rows of a raw table landed long enough ago to go: a select of batch_id. Of one that
+    mend took out of the ledger, rows that are still there say when it landed. -#}
+{%- macro _old_batches(raw_table, before) -%}
     select batch_id
     from (
         select batch_id, landed_at from {{ source('raw', 'raw_batches') }}
@@ -86,7 +94,7 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
             and batch_id not in (select batch_id from {{ source('raw', 'raw_batches') }})
     )
     where
-        landed_at < now64(3, 'UTC') - interval {{ days }} day
+        landed_at < fromUnixTimestamp64Milli({{ before }}, 'UTC')
         {{ _and_transformed(raw_table) }}
 {%- endmacro -%}
 
@@ -97,17 +105,45 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
     {%- endif -%}
 {%- endmacro -%}
 
+{#- Of batches that are to lose their rows, those that mend has to see first: that lost rows, or of which a
+    trace is missing from llm_traces. -#}
+{%- macro _to_be_mended(raw_table, batches) -%}
+    {{ short_batches(batches) }}
+    {%- if raw_table == 'raw_traces' %}
+    {#- Looked for by id, as the anti-join of llm_traces is. -#}
+    {%- set arrived %}
+        select id, batch_id from {{ ref('int_traces__unioned') }}
+        where
+            batch_id in ({{ batches }})
+            and (batch_id, position) not in ({{ erased_positions() }})
+    {%- endset %}
+    union distinct
+    select batch_id from ({{ arrived }})
+    where id not in (select id from {{ ref('llm_traces') }} where id in (select id from ({{ arrived }})))
+    {%- endif -%}
+{%- endmacro -%}
+
 {%- macro _retire_raw(raw_table, days, dry_run) -%}
     {%- set table = source('raw', raw_table) -%}
+    {#- One time for all statements: what was not looked at is not to be deleted. -#}
+    {%- set before = run_query("select toUnixTimestamp64Milli(now64(3, 'UTC') - interval " ~ days ~ " day)").rows[0][0] | int -%}
     {%- set whole = whole_retired(raw_table) -%}
+    {%- set new = 'select batch_id from (' ~ _old_batches(raw_table, before) ~ ') where batch_id not in (' ~ whole ~ ')' -%}
     {#- A batch that was recorded may have been landed or reopened since. -#}
     {%- set going = 'select batch_id from (' ~ whole ~ ') where true ' ~ _and_transformed(raw_table) -%}
+    {%- set kept = 'select batch_id from (' ~ _to_be_mended(raw_table, new ~ ' union distinct ' ~ going) ~ ')' -%}
+    {%- set kept_count = run_query('select uniqExact(batch_id) from (' ~ kept ~ ')').rows[0][0] | int -%}
+    {%- if kept_count > 0 -%}
+        {%- do print(raw_table ~ ': keeping ' ~ kept_count ~ ' batches that lost rows or traces, which may be needed to bring these back. Run mend first: dbt run-operation mend') -%}
+        {%- set new = new ~ ' and batch_id not in (' ~ kept ~ ')' -%}
+        {%- set going = going ~ ' and batch_id not in (' ~ kept ~ ')' -%}
+    {%- endif -%}
     {%- set size = 'sum(length(raw))' if raw_table == 'raw_rejects'
         else 'sum(length(request_json) + length(response_json) + length(envelope_json))' -%}
     {%- set report = run_query(
         "select '" ~ raw_table ~ "' as `table`, count() as `rows`, uniqExact(batch_id) as batches, "
         ~ size ~ " as bytes, min(landed_at) as oldest, max(landed_at) as newest from " ~ table
-        ~ " where batch_id in (" ~ _old_batches(raw_table, days) ~ ") or batch_id in (" ~ going ~ ")"
+        ~ " where batch_id in (" ~ new ~ ") or batch_id in (" ~ going ~ ")"
     ) -%}
     {%- do print((raw_table ~ ': ') ~ ('would retire' if dry_run else 'retiring') ~ ' what landed more than ' ~ days ~ ' days ago') -%}
     {%- do report.print_table(max_columns=none, max_column_width=40) -%}
@@ -116,7 +152,7 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
             "insert into " ~ source('operations', 'retired_batches')
             ~ " (batch_id, raw_table, reason, is_whole, positions, retired_at)"
             ~ " select distinct batch_id, '" ~ raw_table ~ "', 'retention', true, [], now64(3, 'UTC') from " ~ table
-            ~ " where batch_id in (" ~ _old_batches(raw_table, days) ~ ") and batch_id not in (" ~ whole ~ ")"
+            ~ " where batch_id in (" ~ new ~ ")"
         ) -%}
         {%- set old_partitions = run_query(
             "select toString(toYYYYMM(landed_at)) as partition from " ~ table

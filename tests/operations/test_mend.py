@@ -359,6 +359,22 @@ def test_what_is_landed_again_after_retention_can_be_lost_again(
     assert embedded.value("select count() from int_batches__pending") == 0
 
 
+def test_nothing_is_retired_of_a_damaged_store(embedded: Project, tmp_path: Path) -> None:
+    said = operation(embedded, "retire", expect=1, retain_raw_days=30)
+    assert "there is no llm_traces" in said
+    land(embedded, tmp_path / "a.ndjson", [record(number) for number in range(1, 100)])
+    embedded.dbt("run", *PLAIN)
+    embedded.query(AGE)
+    damage(embedded, "llm_traces")
+    assert "would retire" in operation(embedded, "retire", "{dry_run: true}", retain_raw_days=30)
+    said = operation(embedded, "retire", expect=1, retain_raw_days=30)
+    assert "the store is damaged" in said
+    assert embedded.value("select count() from raw_traces") == 99
+    operation(embedded, "mend")
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value("select count() from llm_traces") == 99
+
+
 def test_conflicts_that_are_lost_are_found_again(embedded: Project, tmp_path: Path) -> None:
     land(embedded, tmp_path / "a.ndjson", [record(1), record(2)])
     other = record(1)

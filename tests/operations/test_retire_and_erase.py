@@ -147,6 +147,40 @@ def test_what_was_landed_again_is_not_retired_before_a_run(
     assert embedded.value("select count() from llm_traces") == 6
 
 
+def test_the_only_copy_of_a_lost_trace_is_not_retired(embedded: Project, tmp_path: Path) -> None:
+    """Without a trace of the damage, and of a batch that lost raw rows; others of that day go."""
+    lost = ("traces", "raw", "rejects")
+    for number, name in enumerate((*lost, "whole")):
+        first = 10 * number
+        land(embedded, tmp_path / f"{name}.ndjson", traces(first + 1, first + 4), broken=1)
+    embedded.dbt("run", *PLAIN)
+    embedded.query(AGE)
+    for gone in (
+        "llm_traces delete where id = '000002'",
+        "raw_traces delete where position(envelope_json, '000012') > 0",
+        "raw_rejects delete where source like '%/rejects.ndjson'",
+    ):
+        embedded.query(f"alter table {gone} settings mutations_sync = 2")
+    limits = {"retain_raw_days": 30, "retain_reject_days": 30}
+    for options in ("{dry_run: true}", "{}"):
+        said = operation(embedded, "retire", options, **limits)
+        assert "raw_traces: keeping 3 batches" in said
+        assert "raw_rejects: keeping 2 batches" in said
+    assert embedded.value("select count() from raw_traces") == 8
+    assert embedded.value("select count() from raw_rejects") == 1
+
+    named = operation(embedded, "mend")
+    assert [str(tmp_path / f"{name}.ndjson") in named for name in lost] == [False, True, True]
+    for name in lost[1:]:
+        embedded.loader(str(tmp_path / f"{name}.ndjson"), expect=1)
+    embedded.dbt("run", *PLAIN)
+    assert embedded.value("select count() from llm_traces") == 12
+    embedded.query(AGE)
+    assert "keeping" not in operation(embedded, "retire", **limits)
+    assert embedded.value("select count() from raw_traces") == 0
+    assert embedded.value("select count() from raw_rejects") == 0
+
+
 def test_what_is_erased_leaves_no_money_where_others_bring_their_own_key(
     embedded: Project, tmp_path: Path
 ) -> None:
