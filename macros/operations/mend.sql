@@ -91,6 +91,22 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {{ return(short | join(' union distinct ')) }}
 {%- endmacro -%}
 
+{#- The short ones, and where a replay is short whose rejects have been retired since, what it goes back to: the
+    file has these lines still, and is landed again only if its batch is not in the ledger. -#}
+{%- macro _to_land_again() -%}
+    {%- set short = short_batches() -%}
+    {%- set batches = source('raw', 'raw_batches') -%}
+    {%- set retired = whole_retired('raw_rejects') -%}
+    {%- set replays = "startsWith(source, 'replay/') and substring(source, length('replay/') + 1) in (" ~ retired ~ ')' -%}
+    {%- if run_query('select count() from ' ~ batches ~ ' where ' ~ replays).rows[0][0] | int == 0 -%}
+        {{ return(short) }}
+    {%- endif -%}
+    {{ return(
+        short ~ ' union distinct select batch_id from ' ~ batches ~ ' where rejects > 0 and batch_id in (' ~ retired ~ ') and '
+        ~ first_batch() ~ ' in (select ' ~ first_batch() ~ ' from ' ~ batches ~ ' where ' ~ replays ~ ' and batch_id in (' ~ short ~ '))'
+    ) }}
+{%- endmacro -%}
+
 {#- Batches that mend took out of the ledger, and that have not landed again: a select of batch_id. -#}
 {%- macro lost_batches() -%}
     select batch_id from {{ source('raw', 'raw_lost_batches') }}
@@ -148,7 +164,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         ).print_table(max_rows=none, max_columns=none, max_column_width=100) -%}
     {%- endfor -%}
 
-    {%- set short = short_batches() -%}
+    {%- set short = _to_land_again() -%}
     {%- set llm_traces = ref('llm_traces') -%}
     {#- The ledger may have a batch twice: with more of `continues` than at first. -#}
     {%- set sources = run_query(

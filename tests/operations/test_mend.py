@@ -359,6 +359,37 @@ def test_what_is_landed_again_after_retention_can_be_lost_again(
     assert embedded.value("select count() from int_batches__pending") == 0
 
 
+def test_a_replay_that_is_lost_once_its_origin_s_rejects_are_retired_comes_from_the_file(
+    embedded: Project, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.ndjson", [record(1), record(2, step_id="x" * 3000)])
+    limit = "TOKENLEDGER_MAX_RECORD_BYTES"
+    embedded.env[limit] = "2000"
+    embedded.loader(str(path), expect=1)
+    del embedded.env[limit]
+    embedded.loader("rejects", "--replay")
+    embedded.dbt("run", *PLAIN)
+    embedded.query(AGE)
+    operation(embedded, "retire", retain_reject_days=30)
+    assert embedded.value("select count() from raw_rejects") == 0
+    for table in ("raw_traces", "llm_traces"):
+        embedded.query(
+            f"alter table {table} delete where position(batch_id, '-') > 0"
+            " settings mutations_sync = 2"
+        )
+    said = operation(embedded, "mend")
+    assert "replay/" in said
+    assert str(path) in said
+    embedded.loader(str(path))
+    embedded.dbt("run", *PLAIN)
+    assert [row["id"] for row in embedded.query("select id from llm_traces order by id")] == [
+        "000001",
+        "000002",
+    ]
+    assert json.loads(embedded.loader("status", "--json").stdout)["lost_batches"] == 0
+    assert str(path) not in operation(embedded, "mend", "{dry_run: true}")
+
+
 def test_nothing_is_retired_of_a_damaged_store(embedded: Project, tmp_path: Path) -> None:
     said = operation(embedded, "retire", expect=1, retain_raw_days=30)
     assert "there is no llm_traces" in said
