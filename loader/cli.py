@@ -202,5 +202,5 @@ def _overview() -> str:
         f"  my-server | {_USAGE}            land standard input\n"
         f"  {_USAGE} VERB --help            what a verb takes\n\n"
         f"exit codes: 0 done, 1 some records rejected, 2 usage, "
-        "3 store, spool, socket or file locked or unusable"
+        "3 store, spool, socket or file locked or unusable, or a drain stopped"
     )

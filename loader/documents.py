@@ -22,7 +22,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from loader.errors import SourceError, StoreError
+from loader.errors import SourceError, SourceTakenError, StoreError
 from loader.settings import MEBIBYTE, Settings
 from loader.sources import Source, hold
 from loader.store import Store
@@ -163,7 +163,20 @@ def take_turn(store: Store, path: str | None) -> Iterator[None]:
         return
     path = os.path.realpath(path)  # links are how some installers place files
     seconds = store.settings.lock_timeout
-    with hold(Source(path, path, True), seconds, lambda text: print(text, file=sys.stderr)):
+    with contextlib.ExitStack() as turn:
+        try:
+            turn.enter_context(
+                hold(
+                    Source(path, path, True),
+                    seconds,
+                    lambda text: print(f"another run lands too: {text}", file=sys.stderr),
+                )
+            )
+        except SourceTakenError:
+            raise SourceTakenError(
+                "another run of this verb is landing: run it again when that is done, or wait "
+                f"longer (TOKENLEDGER_LOCK_TIMEOUT, now {seconds:g} s)."
+            ) from None
         yield
 
 

@@ -254,7 +254,7 @@ def record_batch(
     """Write the ledger row of a batch that was placed; parameters are those of `place_batch`."""
 
     def attempt(number: int) -> None:
-        if number > 1 and _look(store, batch, None).ledger is not None:
+        if number > 1 and _is_in_ledger(store, batch):
             return
         if known is not None and not store.is_embedded:
             # It may have waited for the batches before it, and others could land meanwhile.
@@ -264,7 +264,7 @@ def record_batch(
             _refuse_other_counts(store, batch, _look(store, batch, None))
         query_id = f"{batch.batch_id}-ledger-{number}"
         store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], query_id)
-        if _look(store, batch, None).ledger is None:
+        if not _is_in_ledger(store, batch):
             raise StoreError(
                 f"the store {store.settings.store_name} has no ledger row of batch "
                 f"{batch.batch_id} after inserting it. Nothing is lost: run it again."
@@ -631,6 +631,16 @@ def _look(store: Store, batch: Batch, known: Collection[str] | None) -> _Found:
     return _Found(int(traces), int(rejects), tuple(max(ledger)) if ledger else None, others)
 
 
+def _is_in_ledger(store: Store, batch: Batch) -> bool:
+    return bool(
+        store.query(
+            f"select 1 from {store.table('raw_batches')}"
+            " where batch_id = {batch_id:String} limit 1",
+            {"batch_id": batch.batch_id},
+        )
+    )
+
+
 def _look_for_others(store: Store, batch: Batch) -> list[str]:
     return list(store.query(_others(store), _place_of(batch))[0][0])
 
@@ -686,9 +696,9 @@ def _finish(
         if is_whole and (not held or table in ours.tokens or not batch.by_rules):
             continue
         if held:
+            if ours.unseen is not None:
+                raise ours.unseen
             try:
-                if ours.unseen is not None:
-                    raise ours.unseen
                 ours.has_removed = True
                 store.command(
                     f"alter table {store.table(table)} delete where batch_id = {{batch_id:String}}"
@@ -729,7 +739,7 @@ def _refuse_lost(store: Store, batch: Batch, found: _Found) -> None:
 
     Another loader removed what is there of it, by other rules or limits, just as this or a third
     one wrote the ledger row; or it was lost since. What was retired before it landed again does not
-    count: as whole_retired (macros/operations/retire.sql) has it.
+    count, by the same rule as in whole_retired (macros/operations/retire.sql): change both.
     """
     assert found.ledger is not None
     gone = {"raw_traces": 0, "raw_rejects": 0}

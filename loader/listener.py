@@ -423,7 +423,9 @@ class _Peer:
         waited = 0.0
         read = asyncio.ensure_future(self.reader.read(_CHUNK))
         try:
-            while waited < options.idle_seconds and self.patience > 0:
+            while waited < options.idle_seconds:
+                if self.patience <= 0 and self.listener._budget.is_crowded:
+                    break
                 began = loop.time()
                 done, _ = await asyncio.wait({read}, timeout=step)
                 took = min(loop.time() - began, step)  # the rest this process stood still itself
@@ -563,12 +565,14 @@ def _check_directory(path: Path) -> None:
     if is_of_another_user(found):
         raise SocketError(
             f"{path}: {path.parent} belongs to user {found.st_uid}, and this is user "
-            f"{os.geteuid()}: name a socket in a directory of this user, or of root"
+            f"{os.geteuid()}: name a socket in a directory of this user, or of root (one below it, "
+            "say, with mode 0750)"
         )
     if is_open_to_all(found):
         raise SocketError(
             f"{path}: everybody may write to {path.parent}: name a socket in a directory that only "
-            "the listener's user, or a group of the senders, may write to"
+            "the listener's user, or a group of the senders, may write to (one below it, say, with "
+            "mode 0750)"
         )
 
 

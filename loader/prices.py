@@ -219,7 +219,7 @@ def land_book(store: Store, book: PriceBook) -> bool:
     query_id += uuid.uuid4().hex
     *held, in_ledger = _held(store, book)
     wanted = [len(book.prices), len(book.rules)]
-    removing = [store.is_removing(table, book.version) for table in TABLES[:2]]
+    removing = [store.is_removing(table, f"'{book.version}'") for table in TABLES[:2]]
     if in_ledger and held == wanted and not any(removing):
         return False
     landed_at = datetime.now(UTC)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import operator
 import os
 import pickle
 import queue
@@ -685,9 +686,13 @@ def _micros(moment: datetime) -> int:
 
 
 def _rows(limit: int) -> int:
-    if not isinstance(limit, int) or not 1 <= limit <= _MOST_ROWS:
+    try:
+        rows = operator.index(limit)
+    except TypeError:
+        rows = 0
+    if not 1 <= rows <= _MOST_ROWS:
         raise UsageError(f"limit is {limit!r}: it must be a number from 1 to {_MOST_ROWS}.")
-    return limit
+    return rows
 
 
 def _write_cursor(trace: dict[str, Any]) -> str:

@@ -321,7 +321,7 @@ class Store:
         except StoreError as error:
             if error.code != ACCESS_DENIED:
                 raise
-            return False  # who may not see that may not remove it either: see create_roles
+            return False  # who has no role of create_roles that may remove something
         return bool(found)
 
     def wait_for_inserts(
@@ -347,8 +347,9 @@ class Store:
         while query_id_prefix and self.is_running(query_id_prefix):
             if waited >= _STILL_RUNNING_SECONDS:
                 raise StoreError(
-                    f"the store {self.settings.store_name} still runs an insert of {what} "
-                    "whose answer was lost. Nothing is lost: run it again when that has ended."
+                    f"the store {self.settings.store_name} still runs a statement of {what}, whose "
+                    "answer was lost, or of another run. Nothing is lost: run it again when that "
+                    "has ended."
                 )
             sleep(pause)
             waited += pause

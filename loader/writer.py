@@ -856,7 +856,8 @@ class Writer:
             self._disk_bytes += HEADER_BYTES
             if self._thread is None:
                 self._thread = _start(self._keep, "tokenledger-spool")
-            self._wake.put(None)
+            if self._wake.empty():
+                self._wake.put(None)
             return segment
 
     def _abandon(self, segment: _Segment) -> None:

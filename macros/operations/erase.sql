@@ -107,12 +107,14 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         tells: any, where retention has taken the row, as nothing else is left that does; one of the same payload,
         where it is lost, as its source may come back and tell. -#}
     {%- set payload = 'id, sipHash128(request_json, response_json)' -%}
-    {%- set of_list = ref('int_traces__unioned') ~ ' where id in (select id from ' ~ list ~ ')' -%}
+    {%- set is_listed = ' where id in (select id from ' ~ list ~ ')' -%}
+    {%- set of_list = ref('int_traces__unioned') ~ is_listed -%}
     {%- set is_told_by_arrival = '(id, organization_id::String) in (select id, organization_id from ' ~ list ~ ') and (' ~ place
-        ~ ') not in (select ' ~ place ~ ' from ' ~ of_list ~ ') and (batch_id in (select batch_id from ' ~ retired
-        ~ " where raw_table = 'raw_traces' and reason = 'retention') or (" ~ payload ~ ') in (select ' ~ payload ~ ' from '
-        ~ of_list ~ ' and (' ~ place ~ ') in (select ' ~ place ~ ' from ' ~ list ~ ')))' -%}
-    {%- set is_owned = '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from ' ~ list ~ ') or '
+        ~ ') not in (select ' ~ place ~ ' from ' ~ of_list ~ ') and (batch_id in (' ~ whole_retired('raw_traces') ~ ') or (' ~ place
+        ~ ') in (select ' ~ place ~ ' from ' ~ llm_traces ~ is_listed ~ ' and (' ~ payload ~ ') in (select ' ~ payload ~ ' from '
+        ~ of_list ~ ' and (' ~ place ~ ') in (select ' ~ place ~ ' from ' ~ list ~ '))))' -%}
+    {%- set is_owned = ('id in (select id from ' ~ list ~ ') and ' if user is not none else '')
+        ~ '((id, ' ~ line ~ ') in (select id, ' ~ line ~ ' from ' ~ list ~ ') or '
         ~ (conditions + ([is_told_by_arrival] if user is not none else [])) | join(' and ') ~ ')' -%}
     {%- for more in [
         owned,
@@ -151,7 +153,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- do report.print_table(max_columns=none) -%}
     {%- if user is not none -%}
         {%- set unknown = run_query(
-            "select count() from " ~ retired ~ " where raw_table = 'raw_traces' and reason = 'retention'"
+            "select count() from (" ~ whole_retired('raw_traces') ~ ")"
         ).rows[0][0] | int -%}
         {%- if unknown > 0 -%}
             {%- do print('note: ' ~ unknown ~ ' batches have no raw rows any more (retention), and only those name the user. '

@@ -98,12 +98,15 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {%- set batches = source('raw', 'raw_batches') -%}
     {%- set retired = whole_retired('raw_rejects') -%}
     {%- set replays = "startsWith(source, 'replay/') and substring(source, length('replay/') + 1) in (" ~ retired ~ ')' -%}
-    {%- if run_query('select count() from ' ~ batches ~ ' where ' ~ replays).rows[0][0] | int == 0 -%}
+    {%- set lost = 'select batch_id from ' ~ source('raw', 'raw_lost_batches') ~ ' where batch_id in (' ~ lost_batches() ~ ') and '
+        ~ replays ~ ' and source not in (select source from ' ~ batches ~ " where startsWith(source, 'replay/'))" -%}
+    {%- if run_query('select count() from (select batch_id from ' ~ batches ~ ' where ' ~ replays ~ ' union all ' ~ lost ~ ')').rows[0][0] | int == 0 -%}
         {{ return(short) }}
     {%- endif -%}
     {{ return(
         short ~ ' union distinct select batch_id from ' ~ batches ~ ' where rejects > 0 and batch_id in (' ~ retired ~ ') and '
-        ~ first_batch() ~ ' in (select ' ~ first_batch() ~ ' from ' ~ batches ~ ' where ' ~ replays ~ ' and batch_id in (' ~ short ~ '))'
+        ~ first_batch() ~ ' in (select ' ~ first_batch() ~ ' from (select batch_id from ' ~ batches ~ ' where ' ~ replays
+        ~ ' and batch_id in (' ~ short ~ ') union all ' ~ lost ~ '))'
     ) }}
 {%- endmacro -%}
 
@@ -183,15 +186,18 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {#- Before they leave the ledger: what lands again before a run is to be looked at too. -#}
         {%- do _reopen('batch_id in (' ~ short ~ ' union distinct ' ~ lost_batches() ~ ')') -%}
         {%- if sources.rows | length > 0 -%}
-            {#- Where they were cut: cut otherwise, their records would be others, and some of them twice. -#}
+            {#- Where they were cut: cut otherwise, their records would be others, and some of them twice. What is
+                noted is deleted: asked again while the ledger's parts are rewritten, it would be others. -#}
+            {%- set lost_at = "toDateTime64('" ~ run_query("select toString(now64(3, 'UTC'))").rows[0][0] ~ "', 3, 'UTC')" -%}
             {%- do run_query(
                 'insert into ' ~ source('raw', 'raw_lost_batches')
                 ~ ' (batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, lost_at, continues)'
-                ~ " select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, now64(3, 'UTC'), continues"
+                ~ ' select batch_id, source, start_offset, end_offset, first_line, `rows`, rejects, ' ~ lost_at ~ ', continues'
                 ~ ' from ' ~ source('raw', 'raw_batches') ~ ' where batch_id in (' ~ short ~ ')'
             ) -%}
             {%- do run_and_wait(
-                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (' ~ short ~ ')'
+                'alter table ' ~ storage_of(source('raw', 'raw_batches')) ~ on_cluster() ~ ' delete where batch_id in (select batch_id from '
+                ~ source('raw', 'raw_lost_batches') ~ ' where lost_at = ' ~ lost_at ~ ')'
             ) -%}
         {%- endif -%}
         {%- for row in broken.rows -%}

@@ -32,7 +32,15 @@ rows, or a trace, of which the raw row is the only copy then.
     {%- endif -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
-    {%- if not dry_run -%}{%- do reopen_what_came_again() -%}{%- endif -%}
+    {%- if not dry_run -%}
+        {%- do reopen_what_came_again() -%}
+        {#- What a killed one left. -#}
+        {%- for row in run_query(
+            'select name from system.tables where database = ' ~ sql_text(target.schema) ~ " and startsWith(name, 'retire_kept_')"
+        ).rows -%}
+            {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ row[0] ~ '`' ~ on_cluster() ~ ' sync') -%}
+        {%- endfor -%}
+    {%- endif -%}
     {%- if raw_days is not none -%}
         {%- do _retire_raw('raw_traces', raw_days, dry_run) -%}
     {%- endif -%}
@@ -48,7 +56,8 @@ rows, or a trace, of which the raw row is the only copy then.
 {#- Batches of which all rows of a raw table were retired, as they are in the ledger now: a select of batch_id.
     One that was lost since and landed again has rows again. It was landed by its loader's clock, and is
     retired by the store's a day later at least: half a day between the two tells which came first. The
-    first row of the ledger says when: later ones add to `continues`. -#}
+    first row of the ledger says when: later ones add to `continues`. The loader asks by the same rule
+    (_refuse_lost of loader/landing.py): change both. -#}
 {%- macro whole_retired(raw_table) -%}
 select batch_id
 from (
@@ -123,6 +132,23 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
     {%- endif -%}
 {%- endmacro -%}
 
+{#- A table of those, which the caller drops. They are looked for a million rows at a time, in the order of
+    landing: the ids of all that may go need not be in memory at once. -#}
+{%- macro _list_kept(raw_table, batches) -%}
+    {%- set kept = api.Relation.create(database='', schema=target.schema, identifier='retire_kept_' ~ local_md5(invocation_id ~ raw_table)) -%}
+    {%- do run_query(
+        'create table ' ~ kept ~ on_cluster() ~ ' (batch_id String) engine = ' ~ ledger_engine() ~ ' order by batch_id settings ' ~ durable()
+    ) -%}
+    {%- set sliced = 'select batch_id, intDiv(sum(size) over (order by first_landed_at, batch_id), 1000000) as slice from ('
+        ~ 'select batch_id, any(`rows`) + any(rejects) + 1 as size, min(landed_at) as first_landed_at from (' ~ batches
+        ~ ') as looked_at left join ' ~ source('raw', 'raw_batches') ~ ' as ledger using (batch_id) group by batch_id)' -%}
+    {%- for row in run_query('select distinct slice from (' ~ sliced ~ ') order by slice').rows -%}
+        {%- set within = 'select batch_id from (' ~ sliced ~ ') where slice = ' ~ row[0] -%}
+        {%- do run_query('insert into ' ~ kept ~ ' (batch_id) select distinct batch_id from (' ~ _to_be_mended(raw_table, within) ~ ')') -%}
+    {%- endfor -%}
+    {{ return(kept) }}
+{%- endmacro -%}
+
 {%- macro _retire_raw(raw_table, days, dry_run) -%}
     {%- set table = source('raw', raw_table) -%}
     {#- One time for all statements: what was not looked at is not to be deleted. -#}
@@ -131,13 +157,13 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
     {%- set new = 'select batch_id from (' ~ _old_batches(raw_table, before) ~ ') where batch_id not in (' ~ whole ~ ')' -%}
     {#- A batch that was recorded may have been landed or reopened since. -#}
     {%- set going = 'select batch_id from (' ~ whole ~ ') where true ' ~ _and_transformed(raw_table) -%}
-    {%- set kept = 'select batch_id from (' ~ _to_be_mended(raw_table, new ~ ' union distinct ' ~ going) ~ ')' -%}
-    {%- set kept_count = run_query('select uniqExact(batch_id) from (' ~ kept ~ ')').rows[0][0] | int -%}
+    {%- set kept = _list_kept(raw_table, new ~ ' union distinct ' ~ going) -%}
+    {%- set kept_count = run_query('select uniqExact(batch_id) from ' ~ kept).rows[0][0] | int -%}
     {%- if kept_count > 0 -%}
         {%- do print(raw_table ~ ': keeping ' ~ kept_count ~ ' batches that lost rows or traces, which may be needed to bring these back. Run mend first: dbt run-operation mend') -%}
-        {%- set new = new ~ ' and batch_id not in (' ~ kept ~ ')' -%}
-        {%- set going = going ~ ' and batch_id not in (' ~ kept ~ ')' -%}
     {%- endif -%}
+    {%- set new = new ~ ' and batch_id not in (select batch_id from ' ~ kept ~ ')' -%}
+    {%- set going = going ~ ' and batch_id not in (select batch_id from ' ~ kept ~ ')' -%}
     {%- set size = 'sum(length(raw))' if raw_table == 'raw_rejects'
         else 'sum(length(request_json) + length(response_json) + length(envelope_json))' -%}
     {%- set report = run_query(
@@ -168,6 +194,7 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
             ) -%}
         {%- endif -%}
     {%- endif -%}
+    {%- do run_query('drop table if exists ' ~ kept ~ on_cluster() ~ ' sync') -%}
 {%- endmacro -%}
 
 {%- macro _retire_payloads(days, dry_run) -%}

@@ -94,7 +94,7 @@ grant{{ on_cluster }} select(batch_id, raw_table, reason, is_whole, positions, r
 grant{{ on_cluster }} select(query_id) on system.processes to {{ writer }};;
 grant{{ on_cluster }} select(database, `table`, command, is_done) on system.mutations to {{ writer }};;
 grant{{ on_cluster }} select, insert, alter, create, drop, truncate, optimize, show on `{{ database }}`.* to {{ transformer }};;
-{%- for table in ['parts', 'detached_parts', 'processes'] %}
+{%- for table in ['parts', 'detached_parts', 'processes', 'mutations'] %}
 grant{{ on_cluster }} select on system.{{ table }} to {{ transformer }};;
 {%- endfor %}
 {%- if cluster %}

@@ -12,9 +12,13 @@ costs as (
         or total_cost_usd is null
 ),
 
+orphaned as (
+    select batch_id from {{ source('operations', 'orphaned_costs') }}
+),
+
 traces as (
     select id from {{ ref('llm_traces') }}
-    where id in (select id from costs)
+    where id in (select id from costs where batch_id in (select batch_id from orphaned))
 ),
 
 lacking as (
@@ -36,7 +40,9 @@ lacking as (
         created_at,
         id
     from costs
-    where id in (select id from traces)
+    where
+        batch_id not in (select batch_id from orphaned)
+        or id in (select id from traces)
 ),
 
 counted as (

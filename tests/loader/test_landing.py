@@ -284,6 +284,11 @@ def test_what_may_not_be_seen_to_run_is_not_removed(store: Store) -> None:
     with pytest.raises(StoreError, match="grant it"):
         land_batch(Unseen(store, []), batch, lambda seconds: None)
     assert counts(store) == (1, 0, 0)
+    store.command(f"truncate table {store.table('raw_traces')}")
+    assert place_batch(store, batch)
+    with pytest.raises(StoreError, match="grant it"):
+        land_batch(Unseen(store, []), dataclasses.replace(batch, by_rules=True))
+    assert counts(store) == (3, 2, 0), "what has no rules is not taken for what has"
     land_batch(store, batch)
     assert land_batch(Unseen(store, []), make(source="new"), lambda seconds: None) is True
     assert counts(store) == (6, 4, 2)
@@ -425,7 +430,7 @@ def test_an_insert_that_still_runs_is_not_sent_again(store: Store) -> None:
             return self.inserts > 0
 
     flaky = Running(store, ["before"] * 100)
-    with pytest.raises(StoreError, match="still runs an insert of batch"):
+    with pytest.raises(StoreError, match="still runs a statement of batch"):
         land_batch(flaky, make(), lambda seconds: None)
     assert flaky.inserts == 1
 

@@ -249,7 +249,7 @@ def test_a_second_landing_of_the_price_book_waits_for_the_first(
         time.sleep(0.05)
     second = project.start_loader("prices")
     stdout, stderr = second.communicate(timeout=60)
-    assert stderr.startswith("waiting up to 60 s for the file")
+    assert stderr.startswith("another run lands too: waiting up to 60 s for the file")
     assert stdout.startswith("already there: price book")
     stdout, stderr = first.communicate(timeout=60)
     assert (stderr, first.returncode, second.returncode) == ("", 0, 0)

@@ -359,8 +359,9 @@ def test_what_is_landed_again_after_retention_can_be_lost_again(
     assert embedded.value("select count() from int_batches__pending") == 0
 
 
+@pytest.mark.parametrize("is_retired_first", [True, False])
 def test_a_replay_that_is_lost_once_its_origin_s_rejects_are_retired_comes_from_the_file(
-    embedded: Project, tmp_path: Path
+    embedded: Project, tmp_path: Path, is_retired_first: bool
 ) -> None:
     path = write(tmp_path / "a.ndjson", [record(1), record(2, step_id="x" * 3000)])
     limit = "TOKENLEDGER_MAX_RECORD_BYTES"
@@ -370,15 +371,19 @@ def test_a_replay_that_is_lost_once_its_origin_s_rejects_are_retired_comes_from_
     embedded.loader("rejects", "--replay")
     embedded.dbt("run", *PLAIN)
     embedded.query(AGE)
-    operation(embedded, "retire", retain_reject_days=30)
-    assert embedded.value("select count() from raw_rejects") == 0
+    if is_retired_first:
+        operation(embedded, "retire", retain_reject_days=30)
     for table in ("raw_traces", "llm_traces"):
         embedded.query(
             f"alter table {table} delete where position(batch_id, '-') > 0"
             " settings mutations_sync = 2"
         )
+    if not is_retired_first:
+        assert "replay/" in operation(embedded, "mend")
+        operation(embedded, "retire", retain_reject_days=30)
+    assert embedded.value("select count() from raw_rejects") == 0
     said = operation(embedded, "mend")
-    assert "replay/" in said
+    assert ("replay/" in said) == is_retired_first
     assert str(path) in said
     embedded.loader(str(path))
     embedded.dbt("run", *PLAIN)

@@ -341,6 +341,17 @@ def test_a_customer_is_erased_with_what_a_subscription_says(
     assert project.value("select count() from raw_traces") == 3
 
 
+def test_a_user_of_a_customer_is_erased(embedded: Project, tmp_path: Path) -> None:
+    """By what is charged the payloads are not at hand that tell of users."""
+    subscribe(embedded, tmp_path / "accounts.csv", "org-0,2026-01-01T00:00:00Z,pro,credits,cus-0")
+    users = [record(number, user_id=f"u{number % 2}") for number in (3, 4, 6, 9)]
+    land(embedded, tmp_path / "a.ndjson", users)
+    embedded.dbt("run")
+    operation(embedded, "erase", "{user: u1, customer: cus-0}")
+    held = embedded.query("select id from llm_traces order by id")
+    assert [row["id"] for row in held] == ["000004", "000006"]
+
+
 def test_what_was_erased_does_not_come_back_with_a_batch_that_was_lost(
     project: Project, tmp_path: Path
 ) -> None:

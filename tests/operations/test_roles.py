@@ -44,7 +44,8 @@ def test_roles_are_printed_and_parse(embedded: Project) -> None:
         for text in statements
         if text.endswith("tokenledger_transformer") and " system." in text
     }
-    assert of_system == {"system.parts", "system.detached_parts", "system.processes"}
+    names = ("parts", "detached_parts", "processes", "mutations")
+    assert of_system == {f"system.{name}" for name in names}
     assert not any("cluster" in text for text in statements)
     policies = [text for text in statements if "policy or replace" in text]
     assert any(
