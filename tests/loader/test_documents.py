@@ -171,7 +171,7 @@ def test_a_second_run_on_one_machine_waits_for_the_first(
     wait_until(lambda: front.stats()["faults"][0]["done"])
     second = server.start_loader(verb.name, old, new, "--json")
     said, stderr = second.communicate(timeout=60)
-    assert stderr.startswith("waiting up to 60 s for the file")
+    assert stderr.startswith("another run lands too: waiting up to 60 s for the file")
     assert second.returncode == 0
     summary = json.loads(said)
     assert sum(count for name, count in summary.items() if "already" in name) > 0, "of the old"
