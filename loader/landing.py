@@ -229,7 +229,7 @@ def place_batch(
 
     def attempt(number: int) -> bool:
         if number == 1:
-            ours.unseen = _wait_for_the_killed(store, batch.batch_id, sleep)
+            ours.unseen = store.wait_where_seen(batch.batch_id, f"batch {batch.batch_id}", sleep)
         found = _look(store, batch, known)
         if found.ledger is not None and not ours.has_removed:
             if found.is_short:
@@ -823,19 +823,3 @@ def _ledger_row(batch: Batch) -> bytes:
             encode_strings(batch.continues),
         )
     )
-
-
-def _wait_for_the_killed(
-    store: Store, batch_id: str, sleep: Callable[[float], None]
-) -> StoreError | None:
-    """Wait for what killed loaders left running of a batch; give the error of who may not see it.
-
-    It may add to what is there, or say that what is about to be removed is landed.
-    """
-    try:
-        store.wait_for_inserts(batch_id, f"batch {batch_id}", sleep)
-    except StoreError as error:
-        if error.code != ACCESS_DENIED:
-            raise
-        return error
-    return None

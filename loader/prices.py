@@ -22,7 +22,7 @@ from typing import Any
 from loader.documents import as_json_value, take_turn
 from loader.errors import LoaderError, StoreError, UsageError
 from loader.settings import Settings
-from loader.store import ACCESS_DENIED, Store, open_store
+from loader.store import Store, open_store
 
 __all__ = ["PriceBook", "add_arguments", "diff_books", "land_book", "read_book", "run"]
 
@@ -210,11 +210,7 @@ def land_book(store: Store, book: PriceBook) -> bool:
         If the store refuses, or did not keep what was inserted. Run again, it begins anew.
     """
     query_id = f"prices-{book.version}-"
-    try:
-        store.wait_for_inserts(query_id, f"price book {book.version}")
-    except StoreError as error:
-        if error.code != ACCESS_DENIED:
-            raise
+    store.wait_where_seen(query_id, f"price book {book.version}")
     # Each name is another: a server refuses one that it runs already.
     query_id += uuid.uuid4().hex
     *held, in_ledger = _held(store, book)

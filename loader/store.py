@@ -355,6 +355,26 @@ class Store:
             waited += pause
             pause = min(pause * 2, _LONGEST_WAIT_SECONDS)
 
+    def wait_where_seen(
+        self, query_id_prefix: str, what: str, sleep: Callable[[float], None] = time.sleep
+    ) -> StoreError | None:
+        """Wait as `wait_for_inserts` does, for what killed runs left running under this name.
+
+        It may add to what is there, or say that what is about to be removed is landed.
+
+        Returns
+        -------
+        StoreError or None
+            The error of a user who may not see what runs.
+        """
+        try:
+            self.wait_for_inserts(query_id_prefix, what, sleep)
+        except StoreError as error:
+            if error.code != ACCESS_DENIED:
+                raise
+            return error
+        return None
+
     def tables(self) -> set[str]:
         """Return the names of the database's tables and views; empty if there is no database."""
         return {

@@ -126,3 +126,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_long = path.endswith(LONG) or item.name.startswith(LONG_TESTS)
         if on_server or is_slow or is_long:
             item.add_marker("long")
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[Front]:
+    """Give a server that misbehaves when it is told to."""
+    with Front(tmp_path / "server") as running:
+        yield running

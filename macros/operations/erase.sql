@@ -456,13 +456,9 @@ having argMax(raw_table, retired_at) = '{{ raw_table }}'
         {%- endif -%}
     {%- endfor -%}
     {#- What a killed run, reparse or dry run left beside them. -#}
-    {%- set leftovers = run_query(
-        'select name from system.tables where database = ' ~ sql_text(target.schema)
-        ~ " and (name in ('llm_traces__reparse', 'llm_traces_reparsed') or startsWith(name, 'erase_dry_run_') or match(name, '__dbt_(backup|tmp|new_data.*)$'))"
+    {%- do drop_leftovers(
+        "name in ('llm_traces__reparse', 'llm_traces_reparsed') or startsWith(name, 'erase_dry_run_') or match(name, '__dbt_(backup|tmp|new_data.*)$')"
     ) -%}
-    {%- for row in leftovers.rows -%}
-        {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ row[0] ~ '`' ~ on_cluster() ~ ' sync') -%}
-    {%- endfor -%}
 {%- endmacro -%}
 
 {#- The tables that dbt builds from llm_traces, each with its relation and the names of its columns. -#}

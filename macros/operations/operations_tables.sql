@@ -94,6 +94,13 @@ fsync_after_insert = 1, fsync_part_directory = 1
     {{ return('ReplicatedMergeTree' if target.get('cluster') else 'MergeTree') }}
 {%- endmacro -%}
 
+{#- Drop the tables of ours that a killed run left; the condition is on `name`. -#}
+{%- macro drop_leftovers(condition) -%}
+    {%- for row in run_query('select name from system.tables where database = ' ~ sql_text(target.schema) ~ ' and (' ~ condition ~ ')').rows -%}
+        {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ row[0] ~ '`' ~ on_cluster() ~ ' sync') -%}
+    {%- endfor -%}
+{%- endmacro -%}
+
 {#- Run a statement and wait until it has taken effect on every replica. -#}
 {%- macro run_and_wait(statement) -%}
     {%- do run_query(statement ~ ' settings mutations_sync = 2, alter_sync = 2, allow_nondeterministic_mutations = 1') -%}

@@ -35,11 +35,7 @@ rows, or a trace, of which the raw row is the only copy then.
     {%- if not dry_run -%}
         {%- do reopen_what_came_again() -%}
         {#- What a killed one left. -#}
-        {%- for row in run_query(
-            'select name from system.tables where database = ' ~ sql_text(target.schema) ~ " and startsWith(name, 'retire_kept_')"
-        ).rows -%}
-            {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ row[0] ~ '`' ~ on_cluster() ~ ' sync') -%}
-        {%- endfor -%}
+        {%- do drop_leftovers("startsWith(name, 'retire_kept_')") -%}
     {%- endif -%}
     {%- if raw_days is not none -%}
         {%- do _retire_raw('raw_traces', raw_days, dry_run) -%}

@@ -76,17 +76,17 @@ HOLDS = {"bills": ["9", "3"], "billing": ["nine", "three"]}
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_what_is_not_there_after_an_insert_is_not_landed(name: str, tmp_path: Path) -> None:
+def test_what_is_not_there_after_an_insert_is_not_landed(
+    front: Front, server: Project, name: str, tmp_path: Path
+) -> None:
     verb = VERBS[name]
     file = tmp_path / "old.csv"
     file.write_text(verb.old)
-    with Front(tmp_path / "server") as front:
-        project = Project(tmp_path / "project", front.env("llm"))
-        front.misbehave("answer", status=200, text="", inserts=True, contains=verb.table)
-        assert "does not hold" in project.loader(name, str(file), expect=3).stderr
-        front.behave()
-        assert "landed" in project.loader(name, str(file)).stdout
-        assert project.value(f"select count() from {verb.table}") > 0
+    front.misbehave("answer", status=200, text="", inserts=True, contains=verb.table)
+    assert "does not hold" in server.loader(name, str(file), expect=3).stderr
+    front.behave()
+    assert "landed" in server.loader(name, str(file)).stdout
+    assert server.value(f"select count() from {verb.table}") > 0
 
 
 @pytest.fixture(params=VERBS)
@@ -108,12 +108,6 @@ def store(opened_store: Store) -> Iterator[Store]:
     for table in billing.TABLES:
         opened_store.command(f"truncate table {opened_store.table(table)}")
     return opened_store
-
-
-@pytest.fixture
-def front(tmp_path: Path) -> Iterator[Front]:
-    with Front(tmp_path / "server") as running:
-        yield running
 
 
 @pytest.fixture

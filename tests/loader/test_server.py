@@ -6,7 +6,6 @@ import fcntl
 import gzip
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from tests.support.http_front import Front
 from tests.support.project import ROOT, Project
 
 LINES = 400
-
-
-@pytest.fixture
-def front(tmp_path: Path) -> Iterator[Front]:
-    with Front(tmp_path / "server") as running:
-        yield running
 
 
 @pytest.fixture

@@ -590,14 +590,22 @@ def test_a_directory_of_another_user_is_refused(
 
 
 @contextlib.contextmanager
-def process(tmp_path: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `python -m loader listen`."""
+def process(
+    tmp_path: Path, open_files: tuple[int, int] | None = None, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Run `python -m loader listen`, with a soft and a hard limit of open files or ours."""
+
+    def limit() -> None:
+        if open_files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
+
     started = subprocess.Popen(
         [*LISTEN, "--socket", str(tmp_path / "p.sock"), "--spool", str(tmp_path / "spool")],
         cwd=ROOT,
         env=os.environ | variables,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=limit,
     )
     try:
         assert started.stderr is not None
@@ -673,43 +681,24 @@ def test_sigterm_while_the_spool_is_full_says_what_is_lost(tmp_path: Path) -> No
 
 def test_more_peers_than_a_shell_allows_files(tmp_path: Path) -> None:
     """Half of the peers stay, and say nothing."""
-    path = tmp_path / "p.sock"
-    listener = subprocess.Popen(
-        [*LISTEN, "--socket", str(path), "--spool", str(tmp_path / "spool")],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1024)),
-    )
-    assert listener.stderr is not None
-    assert b"listening" in listener.stderr.readline()
     with contextlib.ExitStack() as stack:
-        stack.callback(listener.kill)
+        stack.enter_context(process(tmp_path, open_files=(64, 1024)))
         peers = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(200)]
         for peer in peers:
-            peer.connect(str(path))
+            peer.connect(str(tmp_path / "p.sock"))
         for number, peer in enumerate(peers[100:]):
             peer.sendall(record(f"n{number}") + b"\n")
         deadline = time.monotonic() + 30
         while len(contents(tmp_path / "spool")[0]) < 100:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    listener.wait()
-    listener.stderr.close()
 
 
 def test_who_waits_for_a_descriptor_at_sigterm_is_accepted(tmp_path: Path) -> None:
     """Idle peers have all of them: what others sent before would be neither stored nor counted."""
     path = tmp_path / "p.sock"
-    listener = subprocess.Popen(
-        [*LISTEN, "--socket", str(path), "--spool", str(tmp_path / "spool")],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48)),
-    )
-    assert listener.stderr is not None
-    assert b"listening" in listener.stderr.readline()
     with contextlib.ExitStack() as stack:
-        stack.callback(listener.kill)
+        listener = stack.enter_context(process(tmp_path, open_files=(48, 48)))
         for _ in range(60):
             idle = stack.enter_context(socket.socket(socket.AF_UNIX))
             idle.connect(str(path))
