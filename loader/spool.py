@@ -24,6 +24,8 @@ one line of JSON with ``reason`` and ``detail``, a line feed, and the bytes as t
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -54,6 +56,8 @@ FRAME_BYTES = _FRAME.size
 
 MAX_RECORD_BYTES = 128 * 1024 * 1024
 """The largest record the spool takes: what a server may send over the socket."""
+
+TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 SEGMENT_NAME = re.compile(r"^[A-Za-z0-9_.]{1,40}-\d{1,10}-[0-9a-f]{16}-\d{8,12}\.(open|ready)\Z")
 BATCH_NAME = re.compile(
@@ -335,18 +339,21 @@ def is_held(path: str | os.PathLike[str]) -> bool:
 
 
 def disk_bytes(spool: Path) -> int:
-    """Sum the sizes of all regular files of a spool, one level of batch directories included."""
+    """Sum the sizes of all regular files of a spool, one level of batch directories included.
+
+    Raises
+    ------
+    OSError
+        While too many files are open: what cannot be counted is not nothing.
+    """
+    entries = _scan(spool)
+    for batch in [entry for entry in entries if entry.is_dir(follow_symlinks=False)]:
+        entries += _scan(batch.path)
     total = 0
-    for entry in _scan(spool):
-        try:
+    for entry in entries:
+        with contextlib.suppress(OSError):
             if entry.is_file(follow_symlinks=False):
                 total += entry.stat(follow_symlinks=False).st_size
-            elif entry.is_dir(follow_symlinks=False):
-                for inner in _scan(entry.path):
-                    if inner.is_file(follow_symlinks=False):
-                        total += inner.stat(follow_symlinks=False).st_size
-        except OSError:
-            continue
     return total
 
 
@@ -354,7 +361,9 @@ def _scan(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
             return list(entries)
-    except OSError:
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
         return []
 
 
@@ -411,6 +420,8 @@ def spool_status(path: str | os.PathLike[str]) -> dict[str, int | float | str | 
     ------
     SpoolError
         If the directory is no spool.
+    OSError
+        While too many files are open.
     """
     spool = open_spool(path, create=False)
     counts = {"segments_open": 0, "segments_ready": 0, "segments_stale": 0, "batches": 0}

@@ -63,6 +63,7 @@ from loader.spool import (
     MAX_RECORD_BYTES,
     RECORD,
     REJECT,
+    TOO_MANY_FILES,
     RecordTooLarge,
     SpoolClosed,
     SpoolError,
@@ -79,8 +80,7 @@ from loader.spool import (
 
 MIB = 1024 * 1024
 FSYNC_POLICIES = ("never", "interval", "each")
-_TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}) | _TOO_MANY_FILES
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}) | TOO_MANY_FILES
 _PAUSE_MIN, _PAUSE_MAX = 0.005, 0.25
 # The directory is counted so often, and for a twentieth of the time at most: a spool that nobody
 # drains holds a file a second and process.
@@ -213,7 +213,7 @@ class _NoRoom(Exception):
     @classmethod
     def of(cls, error: OSError) -> _NoRoom:
         found = cls(os.strerror(error.errno or errno.ENOSPC).lower())
-        if error.errno in _TOO_MANY_FILES:
+        if error.errno in TOO_MANY_FILES:
             found.remedy = "let this process open more (ulimit -n), or see what holds them"
         return found
 
@@ -628,13 +628,14 @@ class Writer:
                 deadline = self._wait_until(deadline, full)
                 time.sleep(pause)
                 pause = min(pause * 2, _PAUSE_MAX)
-        if self.options.fsync == "each":
+        while self.options.fsync == "each":
             try:
                 self._sync(segment, end)
+                return
             except OSError as error:
-                if _is_foreign(error):
-                    raise
-                raise self._sync_failed(segment, error) from None
+                deadline = self._wait_to_sync(deadline, segment, error)
+            time.sleep(pause)
+            pause = min(pause * 2, _PAUSE_MAX)
 
     async def _write_async(self, trace: Any, kind: int) -> None:
         loop = asyncio.get_running_loop()
@@ -654,13 +655,14 @@ class Writer:
                 turn.end(begun)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _PAUSE_MAX)
-        if self.options.fsync == "each":
+        while self.options.fsync == "each":
             try:
                 await self._sync_async(segment, end)
+                return
             except OSError as error:
-                if _is_foreign(error):
-                    raise
-                raise self._sync_failed(segment, error) from None
+                deadline = self._wait_to_sync(deadline, segment, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _PAUSE_MAX)
 
     def _redacted(self, line: bytes) -> bytes:
         return line if self._redactor is None else self._redactor.redact(line)[0]
@@ -678,6 +680,22 @@ class Writer:
         with self._lock:
             self._stats.refused += 1
         raise SpoolFull(f"{self.spool}: {full}: the trace was refused; {full.remedy}")
+
+    def _wait_to_sync(self, deadline: float | None, segment: _Segment, error: OSError) -> float:
+        """Return when a wait for another try ends; raise what the caller is told if none helps."""
+        if _is_foreign(error):
+            raise error
+        # Without a descriptor for the directory nothing was synced: somebody may close another.
+        is_to_come = error.errno in TOO_MANY_FILES and segment.failure is None
+        if is_to_come and self.options.on_full == "block":
+            now = time.monotonic()
+            if deadline is None:
+                with self._lock:
+                    self._stats.waited += 1
+                deadline = now + self.options.block_seconds
+            if now < deadline:
+                return deadline
+        raise self._sync_failed(segment, error) from None
 
     def _enter(self) -> None:
         """Refuse who is within a call already: a signal's handler, say, may come at any time.
@@ -796,7 +814,10 @@ class Writer:
         if self._disk_bytes + need <= limit and self._disk_seen != float("-inf"):
             return
         if time.monotonic() - self._disk_seen >= max(0.02, 4 * self._scan_took):
-            self._disk_bytes = self._scan()
+            try:
+                self._disk_bytes = self._scan()
+            except OSError as error:
+                raise _NoRoom.of(error) from None
         if self._disk_bytes + need > limit:
             raise _NoRoom(f"the spool holds {self._disk_bytes} of at most {limit} bytes")
 
@@ -815,6 +836,8 @@ class Writer:
             total = self._scan()
             with self._lock:
                 self._disk_bytes = total + max(0, self._disk_bytes - before)
+        except OSError:
+            return  # what was counted before stands, and what is written on top
         finally:
             self._is_scanning = False
 
@@ -888,7 +911,7 @@ class Writer:
                 segment.is_named = True
         except OSError as error:
             # Without a descriptor for the directory nothing was synced: it may be asked again.
-            if _is_foreign(error) or error.errno in _TOO_MANY_FILES:
+            if _is_foreign(error) or error.errno in TOO_MANY_FILES:
                 raise
             # After a failed fsync the kernel may call the pages clean: nobody may ask again.
             segment.failure = error
@@ -963,8 +986,9 @@ class Writer:
             self._stats.failed += 1
             segment.is_over = True
         self._finish(segment)
+        remedy = _NoRoom.of(error).remedy if error.errno in TOO_MANY_FILES else "check the disk"
         return SpoolError(
-            f"{self.spool}: fsync failed ({error.strerror}): the trace may be lost; check the disk"
+            f"{self.spool}: fsync failed ({error.strerror}): the trace may be lost; {remedy}"
         )
 
     def _end_segments(self) -> None:

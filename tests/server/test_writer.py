@@ -681,6 +681,72 @@ def test_too_many_open_files_are_waited_for(
     assert stats.refused == (1 if on_full == "refuse" else 0)
 
 
+@pytest.mark.parametrize("on_full", ["block", "refuse"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_sync_waits_for_a_descriptor_as_an_append_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_full: str, is_async: bool
+) -> None:
+    real = writer_module.sync_directory
+    left = 3
+
+    def scarce(path: Any) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        real(path)
+
+    def write(trace: dict[str, str]) -> None:
+        if is_async:
+            asyncio.run(writer.write_async(trace))
+        else:
+            writer.write(trace)
+
+    monkeypatch.setattr(writer_module, "sync_directory", scarce)
+    options = WriterOptions(fsync="each", segment_seconds=3600, on_full=on_full)
+    writer = Writer(tmp_path / "spool", options)
+    if on_full == "refuse":
+        with pytest.raises(SpoolError, match=r"(?i)may be lost.*ulimit -n") as told:
+            write({"id": "unsure"})
+        assert "check the disk" not in str(told.value)
+        left = 0
+    write({"id": "x"})
+    writer.close()
+    assert records(tmp_path / "spool")[-1]["id"] == "x"
+    stats = writer.stats()
+    assert stats.fsync_failures == 0
+    assert (stats.failed, stats.waited) == ((0, 1) if on_full == "block" else (1, 0))
+
+
+def test_a_spool_that_cannot_be_counted_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While too many files are open, what was counted before stands."""
+    real = os.scandir
+    is_scarce = True
+
+    def scarce(path: Any) -> Any:
+        if is_scarce:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path)
+
+    spool = tmp_path / "spool"
+    Writer(spool).close()
+    (spool / "other").write_bytes(b"x" * 5000)
+    monkeypatch.setattr(os, "scandir", scarce)
+    writer = Writer(spool, WriterOptions(on_full="refuse", max_spool_bytes=4000))
+    with pytest.raises(SpoolFull, match=r"(?i)too many open files"):
+        writer.write({"id": "x"})
+    is_scarce = False
+    with pytest.raises(SpoolFull, match="5000 of at most 4000"):
+        writer.write({"id": "x"})
+    is_scarce = True
+    writer._scan_aside()
+    with pytest.raises(SpoolFull, match=r"5000 of at most|open files"):
+        writer.write({"id": "x"})
+    writer.close()
+
+
 def test_a_directory_that_cannot_be_opened_is_synced_in_the_next_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
