@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from loader.errors import SourceError
+from loader.errors import SourceError, UnreadableError
 from loader.formats import Buffer, Framer, Record, Rejection
 from loader.redaction import REDACTED, is_withheld, load_redactor
 from loader.rowbinary import (
@@ -518,7 +518,7 @@ def encode_batch(
     last = len(cut.lines) - 1
     redactor = load_redactor(settings.redaction)
     for index, line in enumerate(cut.lines):
-        if _is_blank(line):
+        if _is_blank(line) and not cut.full_length:
             offset += len(line) + 1
             line_number += 1
             continue
@@ -608,7 +608,8 @@ def follow_chain(source: Source, entries: Sequence[LedgerEntry], settings: Setti
     Raises
     ------
     SourceError
-        If the file cannot be read.
+        If the file cannot be read, or breaks off (compressed) within what a batch of the ledger
+        may hold.
     """
     by_start: dict[int, dict[str, LedgerEntry]] = {}
     for entry in entries:
@@ -716,7 +717,14 @@ def _match(
                     entry.end <= next_held and (found is None or found.entry.is_lost)
                 ):
                     found = _Match(entry, newlines)
-        except SourceError:
+        except UnreadableError:
+            raise  # what was landed is not to be taken for something else
+        except SourceError as error:
+            if found is None and not entry.is_lost:
+                raise SourceError(
+                    f"{error} Nothing behind byte {start:,} was landed now: it may be the "
+                    "beginning of what was landed before."
+                ) from None
             # A broken stream ends the chain; it is met again, and reported, while cutting.
             return found, matched_until, begun
     return found, matched_until, begun
@@ -735,6 +743,8 @@ def _is_settled(entry: LedgerEntry, last: bytes, stream: Stream) -> bool:
         if entry.rows:
             return stream.peek() in (b"", b"\n", b" ", b"\t", b"\r")
         return stream.peek_past_blank() in (b"", b"\n")
+    except UnreadableError:
+        raise
     except SourceError:
         return True
 
@@ -747,6 +757,8 @@ def _is_there(source: Source, entries: dict[str, LedgerEntry], settings: Setting
     known = [entry for entry in entries.values() if not entry.is_lost]
     try:
         stream = source.open(settings, known[0].start)
+    except UnreadableError:
+        raise
     except SourceError:
         return False  # not so long
     try:
@@ -777,6 +789,8 @@ def _read_to(stream: Stream, until: int, *, is_blank: bool) -> int | None:
             if not chunk or (is_blank and not chunk.isspace()):
                 return None
             newlines += chunk.count(b"\n")
+    except UnreadableError:
+        raise
     except SourceError:
         return None
     return newlines

@@ -5,6 +5,7 @@ Owns the tree; refuses to print. Each message is one line: what, where, what to 
     LoaderError
     ├── UsageError          2   an argument or a setting cannot be
     ├── SourceError         2   a file or stream cannot be read (further)
+    │   └── UnreadableError     what its bytes are is not known; they may be whole
     └── StoreError          3   the store is unreachable, refuses, or lost an answer
         ├── StoreLockedError    another process holds the embedded store
         └── SourceTakenError    another process holds the file, or landed it meanwhile
@@ -20,6 +21,7 @@ __all__ = [
     "SourceTakenError",
     "StoreError",
     "StoreLockedError",
+    "UnreadableError",
     "UsageError",
 ]
 
@@ -36,6 +38,10 @@ class UsageError(LoaderError):
 
 class SourceError(LoaderError):
     """A file or stream that is missing, unreadable, broken or beyond a limit."""
+
+
+class UnreadableError(SourceError):
+    """A file or stream could not be opened or read: nothing is known of what it holds."""
 
 
 class StoreError(LoaderError):

@@ -695,9 +695,9 @@ def _finish(
         is_whole = held == wanted and (not held or _holds_its_lines(store, batch, table))
         if is_whole and (not held or table in ours.tokens or not batch.by_rules):
             continue
+        if ours.unseen is not None and (held or batch.by_rules):
+            raise ours.unseen
         if held:
-            if ours.unseen is not None:
-                raise ours.unseen
             try:
                 ours.has_removed = True
                 store.command(
@@ -706,6 +706,7 @@ def _finish(
                     {"batch_id": batch.batch_id},
                     f"{query_id}-{table}-delete",
                 )
+                _refuse_kept(store, batch, table)
             except StoreError as error:
                 if error.code != ACCESS_DENIED or not is_whole:
                     raise
@@ -723,6 +724,19 @@ def _finish(
     if found.rejects < batch.rejects:
         ours.tokens["raw_rejects"] = None
     _refuse_other_counts(store, batch, found)
+
+
+def _refuse_kept(store: Store, batch: Batch, table: str) -> None:
+    """Raise if rows are there that were removed: beside new ones, nobody would see them again."""
+    ((kept,),) = store.query(
+        f"select count() from {store.table(table)} where batch_id = {{batch_id:String}}",
+        {"batch_id": batch.batch_id},
+    )
+    if kept:
+        raise StoreError(
+            f"the store {store.settings.store_name} holds {kept} rows of batch {batch.batch_id} in "
+            f"{table} after removing them. Nothing is lost: run it again."
+        )
 
 
 def _refuse_other_counts(store: Store, batch: Batch, found: _Found) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import stat
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from loader.errors import SourceError, SourceTakenError, UsageError
+from loader.errors import SourceError, SourceTakenError, UnreadableError, UsageError
 from loader.settings import Settings
 from loader.spool import try_lock
 
@@ -76,7 +77,7 @@ class Source:
         file = _open(self.path, is_file=self.is_file)
         if self.kept is not None and not _is_same(self.kept, file):
             file.close()
-            raise SourceError(f"{self.name}: was replaced while it was read; run it again.")
+            raise UnreadableError(f"{self.name}: was replaced while it was read; run it again.")
         stream = Stream(file, self.name, settings)
         try:
             stream.skip(offset)
@@ -201,9 +202,12 @@ class Stream:
 
     def _read_file(self, size: int) -> bytes:
         try:
-            return self._file.read(size)
+            # None: nothing has come yet, and whoever opened it made it return at once.
+            while (data := self._file.read(size)) is None:
+                select.select([self._file], [], [])
+            return data
         except OSError as error:
-            raise SourceError(f"{self.name}: cannot be read: {error.strerror}.") from None
+            raise UnreadableError(f"{self.name}: cannot be read: {error.strerror}.") from None
 
     def _next_chunk(self) -> bytes:
         if self._failure is not None:
@@ -369,10 +373,10 @@ def _open(path: str, *, is_file: bool) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | only_files)
     except OSError as error:
         reason = "it is a link now" if error.errno == errno.ELOOP else error.strerror
-        raise SourceError(f"{path}: cannot be opened: {reason}.") from None
+        raise UnreadableError(f"{path}: cannot be opened: {reason}.") from None
     if is_file and not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise SourceError(f"{path}: cannot be opened: it is no file any more.")
+        raise UnreadableError(f"{path}: cannot be opened: it is no file any more.")
     return os.fdopen(descriptor, "rb")
 
 

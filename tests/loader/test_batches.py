@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import hashlib
 import io
+import os
 import tempfile
 import zlib
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import loader.batches
+import loader.sources
 from loader.batches import (
     Batch,
     Cut,
@@ -25,7 +29,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
-from loader.errors import SourceError
+from loader.errors import SourceError, UnreadableError
 from loader.formats import Framer, Record, Rejection
 from loader.landing import _read
 from loader.settings import Settings
@@ -389,6 +393,75 @@ def test_of_a_giant_line_head_length_and_hash_are_kept(
     assert b"5000000 bytes, more than the limit of 100" in rejected
     assert hashlib.sha256(giant).hexdigest().encode() in rejected
     assert batches[1].end - batches[1].start == len(giant) + len(end)
+
+
+def test_a_giant_line_is_a_reject_whatever_its_head_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader.batches, "KEPT_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(loader.batches, "KEPT_HEAD_BYTES", 10)
+    batches = encode(LINE + b"\n" + b" " * 2000 + LINE + b"\n" + LINE + b"\n")
+    assert [(b.lines, b.rows, b.reasons) for b in batches] == [
+        (1, 1, {}),
+        (1, 0, {"too_large": 1}),
+        (1, 1, {}),
+    ]
+
+
+@pytest.mark.parametrize("fails_at", range(1, 25))
+def test_what_cannot_be_read_for_once_is_not_taken_for_something_else(
+    file: File, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """A network file system that is away, or no descriptor, within the chain or behind it."""
+    line = LINE + b"\n"
+    file.land(line * 12)
+    for count in (14, 16):  # batches below the limits, which would be cut otherwise now
+        file.land(line * count)
+    file.lose(1)
+    pieces = File(file.path)
+    for count in (4, 5):
+        pieces.land(line * count)
+    file.entries.append(pieces.entries[-1])
+    left = fails_at
+
+    def is_failing() -> bool:
+        nonlocal left
+        left -= 1
+        return left == 0
+
+    real = loader.sources._open
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if is_failing():
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    def opened(path: str, *, is_file: bool) -> io.BytesIO:
+        if is_failing():
+            raise UnreadableError(f"{path}: cannot be opened: Too many open files.")
+        with real(path, is_file=is_file) as readable:
+            return Failing(readable.read())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.sources, "_open", opened)
+        file.land(line * 16)
+    file.land(line * 16)
+    covered = file.landed
+    assert covered[0][0] == 0
+    assert [end for _, end in covered] == [*(start for start, _ in covered[1:]), len(line) * 16]
+
+
+@pytest.mark.parametrize("pack", ["gzip", "zstd"])
+def test_a_broken_copy_of_what_is_landed_lands_nothing_of_it(file: File, pack: str) -> None:
+    long = dataclasses.replace(SMALL, batch_lines=5000, batch_bytes=10_000_000)
+    data = b"".join(b'{"request_json":%d}\n' % number for number in range(4000))
+    packed = gzip.compress(data) if pack == "gzip" else zstandard.compress(data)
+    (batch,) = file.land(packed, long)
+    assert batch.rows == 4000
+    half = packed[: len(packed) // 2]
+    assert file.land(half, long) == []
+    with pytest.raises(SourceError, match=r"early.*Nothing behind byte 0 was landed now"):
+        list(_read(file.source, file.entries, FRAMER, long))
+    assert file.land(packed, long) == []
 
 
 def test_the_same_file_again_has_nothing_new(file: File) -> None:

@@ -173,6 +173,30 @@ def test_what_a_killed_run_was_removing_is_not_trusted(
 
 
 @pytest.mark.parametrize("by_rules", [False, True])
+def test_a_removal_that_did_not_take_effect_is_noticed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, by_rules: bool
+) -> None:
+    """Something on the way may answer for the server; the positions alone would be right."""
+    batch, command = dataclasses.replace(make(), by_rules=by_rules), store.command
+
+    def answered(sql: str, *rest: Any) -> Any:
+        return None if " delete " in sql else command(sql, *rest)
+
+    if by_rules:
+        store.insert_binary("raw_traces", TRACE_COLUMNS, batch.traces)
+    else:
+        leave_a_part(store, batch)
+    before = store.query("select count() from llm.raw_traces")
+    monkeypatch.setattr(store, "command", answered)
+    with pytest.raises(StoreError, match=r"of batch .* in raw_traces after removing them"):
+        land_batch(store, batch, lambda seconds: None)
+    assert store.query("select count() from llm.raw_traces") == before
+    monkeypatch.undo()
+    assert land_batch(store, batch) is True
+    assert store.query("select count() from llm.raw_traces") == [(3,)]
+
+
+@pytest.mark.parametrize("by_rules", [False, True])
 def test_a_writer_that_may_only_insert_finishes_what_a_killed_run_left(
     store: Store, monkeypatch: pytest.MonkeyPatch, by_rules: bool
 ) -> None:
@@ -291,6 +315,11 @@ def test_what_may_not_be_seen_to_run_is_not_removed(store: Store) -> None:
     assert counts(store) == (3, 2, 0), "what has no rules is not taken for what has"
     land_batch(store, batch)
     assert land_batch(Unseen(store, []), make(source="new"), lambda seconds: None) is True
+    assert counts(store) == (6, 4, 2)
+    # What comes late would be beside it, and hold what the rules withhold.
+    by_rules = dataclasses.replace(make(source="by rules"), by_rules=True)
+    with pytest.raises(StoreError, match="grant it"):
+        land_batch(Unseen(store, []), by_rules)
     assert counts(store) == (6, 4, 2)
 
 

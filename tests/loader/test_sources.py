@@ -9,6 +9,8 @@ import fcntl
 import gzip
 import io
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,26 @@ def test_a_stream_that_expands_without_end_is_stopped(pack) -> None:  # type: ig
     with pytest.raises(SourceError, match="TOKENLEDGER_MAX_EXPANSION_RATIO"):
         read_all(pack(bytes(50_000_000)), limited)
     assert read_all(pack(TEXT), limited) == TEXT
+
+
+def test_what_comes_late_is_waited_for(tmp_path: Path) -> None:
+    """Whoever opened standard input may have made it return at once."""
+    pieces = [b"{", b"}\n", TEXT[:70_000]]
+    out, into = os.pipe()
+    os.set_blocking(out, False)
+
+    def send() -> None:
+        with os.fdopen(into, "wb", buffering=0) as file:
+            for piece in pieces:
+                time.sleep(0.05)
+                file.write(piece)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with os.fdopen(out, "rb") as file:
+        stream = Stream(file, "s", SETTINGS)
+        assert b"".join(iter(stream.read, b"")) == b"".join(pieces)
+    sender.join()
 
 
 def test_a_folder_gives_its_regular_files_by_name(tmp_path: Path) -> None:
