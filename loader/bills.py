@@ -239,20 +239,26 @@ def read_bill(
         else:
             found = _csv_lines(text, formats, provider)
         # Who, and from when: the lines of all pages for that period.
-        periods: dict[tuple[str, str, datetime], list[BillLine]] = {}
+        places: dict[tuple[str, datetime], list[tuple[str, BillLine]]] = {}
         for bill_format, line in found:
-            key = (bill_format, line.provider, line.starts_at)
-            periods.setdefault(key, []).append(line)
+            places.setdefault((line.provider, line.starts_at), []).append((bill_format, line))
+        return [_period(lines) for lines in places.values()]
     except (ValueError, csv.Error) as error:
         raise SourceError(f"{source.name}: {error}. Nothing of it was landed.") from None
-    # What one page lists without a line may have lines on another.
-    filled = {key[1:] for key, lines in periods.items() if any(line.amount_text for line in lines)}
-    found_periods = []
-    for key, lines in periods.items():
-        charged = tuple(line for line in lines if line.amount_text)
-        if charged or key[1:] not in filled:
-            found_periods.append(Period(key[0], charged or (lines[0],)))
-    return found_periods
+
+
+def _period(found: list[tuple[str, BillLine]]) -> Period:
+    """Make a period of its lines; what one page lists without a line may have lines on another."""
+    charged = [(bill_format, line) for bill_format, line in found if line.amount_text]
+    formats = sorted({bill_format for bill_format, _ in charged})
+    if len(formats) > 1:
+        line = charged[0][1]
+        raise ValueError(
+            f"{line.provider} charges for {line.starts_at:%Y-%m-%d} in two formats, "
+            f"{' and '.join(formats)}: land each from a file of its own, as an --account of its own"
+        )
+    lines = charged or found[:1]
+    return Period(lines[0][0], tuple(line for _, line in lines))
 
 
 def land_periods(
@@ -319,20 +325,21 @@ def land_periods(
 def _json_lines(
     text: str, formats: tuple[BillFormat, ...], provider: str | None
 ) -> Iterator[tuple[str, BillLine]]:
-    pages: dict[str, int] = {}
+    buckets: dict[str, str] = {}
     for page, document in enumerate(json_documents(text), start=1):
         bill = _recognised(document, [one for one in formats if one.kind == "json"], f"page {page}")
-        try:
-            written = json.dumps(document, sort_keys=True)
-        except RecursionError:  # writing takes a few levels more than reading did
-            raise ValueError("nested too deep") from None
-        same = pages.setdefault(written, page)
-        if same != page and document[bill.buckets]:
-            raise ValueError(
-                f"page {page} is the same as page {same}, and would be charged twice: remove one"
-            )
         for number, bucket in enumerate(_objects(document[bill.buckets])):
             where = f"page {page}, {bill.buckets}[{number}]"
+            try:
+                written = json.dumps(bucket, sort_keys=True)
+            except RecursionError:  # writing takes a few levels more than reading did
+                raise ValueError("nested too deep") from None
+            # Of a page that was fetched twice the rest may differ: the token of the next one.
+            same = buckets.setdefault(written, where)
+            if same != where and bucket.get(bill.rows):
+                raise ValueError(
+                    f"{where} is the same as {same}, and would be charged twice: remove one"
+                )
             for index, row in enumerate(_objects(bucket.get(bill.rows))):
                 place = f"{where}.{bill.rows}[{index}]"
                 yield bill.name, _line(bill, {"bucket": bucket, **row}, provider, place)

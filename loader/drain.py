@@ -321,11 +321,10 @@ class Drainer:
                 self._remove(claim)
                 claim.release()
                 return None
-            if path.suffix == ".open":
-                if os.path.lexists(path.with_suffix(".ready")):
-                    claim.release()
-                    return None  # another one, which goes first
-                self._seal(claim)
+            if path.suffix == ".open" and os.path.lexists(path.with_suffix(".ready")):
+                claim.release()
+                return None  # another one, which goes first
+            self._seal(claim)
         except BaseException:
             claim.release()
             raise
@@ -454,10 +453,14 @@ class Drainer:
                 return claim
 
     def _seal(self, claim: _Claim) -> None:
-        """Fix a batch's content, durably: what is landed must never be cut another way."""
+        """Fix a batch's content, durably: what is landed must never be cut another way.
+
+        Who sealed it before may have been killed, or failed, within this.
+        """
         for path in _segments(claim.path):
             sync_file(path)
-        claim.rename(".ready")
+        if claim.path.suffix != ".ready":
+            claim.rename(".ready")
         sync_directory(claim.path)
         sync_directory(self.spool)
 

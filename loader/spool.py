@@ -53,6 +53,8 @@ _FRAME = struct.Struct("<4sBBHII")
 _COVERED = struct.Struct("<BBHI")
 HEADER_BYTES = _HEADER.size
 FRAME_BYTES = _FRAME.size
+# How often the bytes behind a damaged place are looked through for whole frames.
+_LOOKED_THROUGH = 16
 
 MAX_RECORD_BYTES = 128 * 1024 * 1024
 """The largest record the spool takes: what a server may send over the socket."""
@@ -161,6 +163,26 @@ def _frame_at(view: memoryview, offset: int) -> Frame | None:
     return Frame(offset, kind, payload)
 
 
+def _next_frame(data: bytes, offset: int) -> int:
+    """Find the next whole frame; -1 if there is none.
+
+    A record may be made of heads of frames, and each head may claim all that is behind it: so much
+    is looked through for them, and no more.
+    """
+    view = memoryview(data)
+    left = _LOOKED_THROUGH * len(data)
+    while (offset := data.find(FRAME_MARK, offset)) != -1:
+        if _frame_at(view, offset) is not None:
+            return offset
+        if offset + FRAME_BYTES <= len(data):
+            length = _FRAME.unpack_from(data, offset)[4]
+            left -= length if offset + FRAME_BYTES + length <= len(data) else 0
+        if left < 0:
+            return -1
+        offset += 1
+    return -1
+
+
 def read_frames(data: bytes) -> Iterator[Frame | Damage]:
     """Go through a segment's bytes: every whole frame, and every stretch that is none.
 
@@ -183,9 +205,7 @@ def read_frames(data: bytes) -> Iterator[Frame | Damage]:
             yield frame
             offset += FRAME_BYTES + len(frame.payload)
             continue
-        following = data.find(FRAME_MARK, offset + 1)
-        while following != -1 and _frame_at(view, following) is None:
-            following = data.find(FRAME_MARK, following + 1)
+        following = _next_frame(data, offset + 1)
         if following == -1:
             yield Damage(offset, "torn", view[offset:])
             return
@@ -305,7 +325,9 @@ def sync_file(path: str | os.PathLike[str]) -> None:
     """Make a file's bytes durable; what is no file, or a link, is left alone."""
     try:
         descriptor = open_to_read(path)
-    except OSError:
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise
         return  # it is not read either
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -81,6 +81,7 @@ from loader.spool import (
 MIB = 1024 * 1024
 FSYNC_POLICIES = ("never", "interval", "each")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}) | TOO_MANY_FILES
+_DAY_SECONDS = 86_400
 _PAUSE_MIN, _PAUSE_MAX = 0.005, 0.25
 # The directory is counted so often, and for a twentieth of the time at most: a spool that nobody
 # drains holds a file a second and process.
@@ -143,8 +144,15 @@ class WriterOptions:
             "max_memory_bytes",
             "max_record_bytes",
         ):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be above 0")
+        for name, most in {
+            "fsync_interval_ms": 1000 * _DAY_SECONDS,
+            "segment_seconds": _DAY_SECONDS,
+            "block_seconds": _DAY_SECONDS,
+        }.items():
+            if not getattr(self, name) <= most:
+                raise UsageError(f"{name} is {getattr(self, name)}: a day is the most, {most}")
         if self.max_record_bytes > MAX_RECORD_BYTES:
             raise UsageError(
                 f"max_record_bytes is {self.max_record_bytes}: {MAX_RECORD_BYTES} is the most"
@@ -800,6 +808,8 @@ class Writer:
         self._disk_bytes += need
         self._stats.written += 1
         self._stats.written_bytes += need
+        if self._thread is None:  # or there was no room for one before
+            self._thread = _start(self._keep, "tokenledger-spool")
         if (
             segment.written >= self.options.segment_bytes
             or segment.records >= self.options.segment_records
@@ -877,8 +887,6 @@ class Writer:
                     raise _NoRoom.of(error) from None
                 raise
             self._disk_bytes += HEADER_BYTES
-            if self._thread is None:
-                self._thread = _start(self._keep, "tokenledger-spool")
             if self._wake.empty():
                 self._wake.put(None)
             return segment

@@ -81,6 +81,21 @@ def test_pages_may_follow_each_other_or_stand_in_a_list(tmp_path: Path) -> None:
     assert read(tmp_path, f"[{', '.join(pages)}]") == lines
 
 
+def test_a_day_in_two_formats_is_refused(tmp_path: Path) -> None:
+    """One would be taken for a correction of the other."""
+    other = {
+        "starting_at": "2026-10-18T00:00:00Z",
+        "results": [{"amount": "500", "currency": "USD", "description": "b"}],
+    }
+    both = page("1") + json.dumps({"data": [other]})
+    assert len(read(tmp_path, both)) == 2, "of two providers"
+    said = "gateway charges for 2026-10-18 in two formats, anthropic_cost_report and openai_org"
+    with pytest.raises(SourceError, match=said):
+        read(tmp_path, both, "gateway")
+    other["results"] = []
+    assert len(read(tmp_path, page("1") + json.dumps({"data": [other]}), "gateway")) == 1
+
+
 def test_a_table_names_its_provider_or_the_caller_does(tmp_path: Path) -> None:
     named = "date,provider,model,amount_usd\n2026-10-18,p,m,1.5\n"
     assert read(tmp_path, named) == [("p", "2026-10-18T00", "m", "", Decimal("1.5"))]
@@ -91,8 +106,13 @@ def test_a_page_that_stands_twice_is_refused(tmp_path: Path) -> None:
     empty = '{"object": "page", "data": []}'
     pages = [page("1"), empty, page("2", 1792368000), page("1").replace(": ", ":"), empty]
     for text in ("\n".join(pages), f"[{', '.join(pages)}]"):
-        with pytest.raises(SourceError, match=r"page 4 is the same as page 1.*Nothing of it was"):
+        said = r"page 4, data\[0\] is the same as page 1, data\[0\].*Nothing of it was"
+        with pytest.raises(SourceError, match=said):
             read(tmp_path, text)
+    again = json.loads(pages[3]) | {"has_more": True, "next_page": "another token"}
+    again["data"].insert(0, json.loads(page("3", 1792454400))["data"][0])
+    with pytest.raises(SourceError, match=r"page 2, data\[1\] is the same as page 1, data\[0\]"):
+        read(tmp_path, page("1") + json.dumps(again))
     del pages[3]
     assert len(read(tmp_path, "\n".join(pages))) == 2, "a page without a day charges nothing"
 

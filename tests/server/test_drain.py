@@ -18,6 +18,7 @@ import pytest
 
 import loader.drain
 import loader.landing
+import loader.spool
 import loader.store
 from loader.batches import Batch
 from loader.drain import Drainer, DrainOptions
@@ -402,6 +403,52 @@ def test_what_is_fixed_is_on_the_disk(
     fill(tmp_path / "spool", "a", "b", per_segment=1)
     drain(tmp_path / "spool")
     assert synced == [".open", ".open"]
+
+
+@pytest.mark.parametrize("fails", ["spool", "batch", "kill"])
+def test_what_was_fixed_by_halves_is_on_the_disk_before_it_is_landed(
+    fake: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Who renamed it was killed before it was synced, or could not sync."""
+    spool = tmp_path / "spool"
+    fill(spool, "a", "b", per_segment=1)
+    real = loader.drain.sync_directory
+
+    def failing(path: Path) -> None:
+        if fails == "kill":
+            raise KeyboardInterrupt
+        if (path == spool) == (fails == "spool"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(path)
+
+    with monkeypatch.context() as patch, pytest.raises((SpoolError, KeyboardInterrupt)):
+        patch.setattr(loader.drain, "sync_directory", failing)
+        drain(spool)
+    assert fake.rows == 0
+    done: list[str] = []
+    monkeypatch.setattr(loader.drain, "sync_file", lambda path: done.append(path.suffix))
+    monkeypatch.setattr(loader.drain, "sync_directory", lambda path: done.append(path.suffix))
+    fake.before = lambda: done.append("landed")
+    drain(spool)
+    assert done[:5] == [".ready", ".ready", ".ready", "", "landed"]
+    assert fake.rows == 2
+
+
+def test_what_cannot_be_opened_to_be_synced_is_not_landed(
+    fake: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, "a")
+
+    def scarce(path: Path) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch, pytest.raises(SpoolError, match="Too many open files"):
+        patch.setattr(loader.spool, "open_to_read", scarce)
+        drain(spool)
+    assert fake.rows == 0
+    drain(spool)
+    assert fake.rows == 1
 
 
 def test_a_batch_that_could_not_be_taken_over_is_let_go(

@@ -6,12 +6,14 @@ import datetime
 import json
 import os
 import stat
+import zlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import loader.spool
 from loader.metrics import prometheus_text
 from loader.spool import (
     HEADER_BYTES,
@@ -79,6 +81,26 @@ def test_a_length_that_lies_does_not_swallow_what_follows() -> None:
     one, damage, three = read_frames(bytes(data))
     assert (bytes(one.payload), bytes(three.payload)) == (b"one", b"three")
     assert isinstance(damage, Damage)
+
+
+def test_a_record_made_of_heads_is_looked_through_a_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each head claims half of what there is, and for each it would be read to the end."""
+    heads = frame_head(b"x" * 100_000) * 12_500
+    looked_at = 0
+    real = zlib.crc32
+
+    def counted(data: bytes, *rest: int) -> int:
+        nonlocal looked_at
+        looked_at += len(data)
+        return real(data, *rest)
+
+    monkeypatch.setattr(loader.spool.zlib, "crc32", counted)
+    data = segment(b"one") + segment(heads)[len(encode_header()) : -10]
+    one, torn = read_frames(data)
+    assert (bytes(one.payload), torn.reason) == (b"one", "torn")
+    assert looked_at < 20 * len(data)
 
 
 @settings(max_examples=200)

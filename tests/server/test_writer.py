@@ -718,6 +718,29 @@ def test_a_sync_waits_for_a_descriptor_as_an_append_does(
     assert (stats.failed, stats.waited) == ((0, 1) if on_full == "block" else (1, 0))
 
 
+def test_the_writers_thread_is_started_as_soon_as_one_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the machine had no room for one, nothing was finished by age, and nothing synced."""
+    writer = Writer(tmp_path / "spool", WriterOptions(segment_seconds=0.2, fsync_interval_ms=10))
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        for number in range(3):
+            writer.write({"id": number})
+    writer.write({"id": 3})
+    deadline = time.monotonic() + 10
+    while not list((tmp_path / "spool").glob("*.ready")):
+        assert time.monotonic() < deadline, "what is written into is finished by its age"
+        time.sleep(0.01)
+    assert writer.stats().fsyncs
+    writer.close()
+    assert [each["id"] for each in records(tmp_path / "spool")] == [0, 1, 2, 3]
+
+
 def test_a_spool_that_cannot_be_counted_is_not_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1339,6 +1362,10 @@ def test_options_come_from_the_environment() -> None:
         ("SEGMENT_BYTES", "many"),
         ("SEGMENT_BYTES", "0"),
         ("MAX_RECORD_BYTES", str(10**10)),
+        ("SEGMENT_SECONDS", "nan"),
+        ("SEGMENT_SECONDS", "inf"),
+        ("BLOCK_SECONDS", "1e10"),
+        ("FSYNC_INTERVAL_MS", str(10**12)),
     ]:
         with pytest.raises(UsageError, match=r"(?i)" + name):
             WriterOptions.from_environment({f"TOKENLEDGER_SPOOL_{name}": value})
