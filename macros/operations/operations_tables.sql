@@ -97,8 +97,18 @@ fsync_after_insert = 1, fsync_part_directory = 1
 {#- Drop the tables of ours that a killed run left; the condition is on `name`. -#}
 {%- macro drop_leftovers(condition) -%}
     {%- for row in run_query('select name from system.tables where database = ' ~ sql_text(target.schema) ~ ' and (' ~ condition ~ ')').rows -%}
-        {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ row[0] ~ '`' ~ on_cluster() ~ ' sync') -%}
+        {%- do drop_helper(row[0]) -%}
     {%- endfor -%}
+{%- endmacro -%}
+
+{#- Drop a table of ours. Deletes that ask for it outlive whoever sent them: without it they would fail for
+    ever, and all that is asked of their tables after them. Who drops it sends them anew. -#}
+{%- macro drop_helper(name) -%}
+    {%- do run_query(
+        'kill mutation' ~ on_cluster() ~ ' where database = ' ~ sql_text(target.schema) ~ ' and not is_done and position(command, '
+        ~ sql_text(name) ~ ') > 0 sync'
+    ) -%}
+    {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ name ~ '`' ~ on_cluster() ~ ' sync') -%}
 {%- endmacro -%}
 
 {#- Run a statement and wait until it has taken effect on every replica. -#}

@@ -192,7 +192,7 @@ transformed_at.
     {%- for row in months.rows -%}
         {%- set is_month = 'toYYYYMM(created_at) = ' ~ row[0] -%}
         {%- set began = run_query("select toString(now64(3, 'UTC'))").rows[0][0] -%}
-        {%- do run_query('drop table if exists ' ~ side ~ on_cluster() ~ ' sync') -%}
+        {%- do drop_helper(side.identifier) -%}
         {%- do run_query('create table ' ~ side ~ on_cluster() ~ ' as ' ~ llm_traces) -%}
         {%- set expressions = [] -%}
         {%- for name in contract -%}
@@ -234,5 +234,5 @@ transformed_at.
         {%- do run_query('alter table ' ~ llm_traces ~ on_cluster() ~ " replace partition id '" ~ row[0] ~ "' from " ~ side) -%}
         {%- do print('reparse: month ' ~ row[0] ~ ' done, ' ~ row[1] ~ ' traces read again') -%}
     {%- endfor -%}
-    {%- do run_query('drop table if exists ' ~ side ~ on_cluster() ~ ' sync') -%}
+    {%- do drop_helper(side.identifier) -%}
 {%- endmacro -%}

@@ -158,24 +158,27 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
     {%- if kept_count > 0 -%}
         {%- do print(raw_table ~ ': keeping ' ~ kept_count ~ ' batches that lost rows or traces, which may be needed to bring these back. Run mend first: dbt run-operation mend') -%}
     {%- endif -%}
-    {%- set new = new ~ ' and batch_id not in (select batch_id from ' ~ kept ~ ')' -%}
-    {%- set going = going ~ ' and batch_id not in (select batch_id from ' ~ kept ~ ')' -%}
+    {%- set due = '(batch_id in (' ~ new ~ ') or batch_id in (' ~ going ~ ')) and batch_id not in (select batch_id from ' ~ kept ~ ')' -%}
     {%- set size = 'sum(length(raw))' if raw_table == 'raw_rejects'
         else 'sum(length(request_json) + length(response_json) + length(envelope_json))' -%}
     {%- set report = run_query(
         "select '" ~ raw_table ~ "' as `table`, count() as `rows`, uniqExact(batch_id) as batches, "
         ~ size ~ " as bytes, min(landed_at) as oldest, max(landed_at) as newest from " ~ table
-        ~ " where batch_id in (" ~ new ~ ") or batch_id in (" ~ going ~ ")"
+        ~ " where " ~ due
     ) -%}
     {%- do print((raw_table ~ ': ') ~ ('would retire' if dry_run else 'retiring') ~ ' what landed more than ' ~ days ~ ' days ago') -%}
     {%- do report.print_table(max_columns=none, max_column_width=40) -%}
     {%- if not dry_run -%}
+        {#- What is recorded now is deleted, by the record alone: what is asked of the raw table goes on when this
+            is killed, and is not to be asked of what has changed since. -#}
+        {%- set retired = source('operations', 'retired_batches') -%}
+        {%- set retired_at = "fromUnixTimestamp64Milli(" ~ run_query("select toUnixTimestamp64Milli(now64(3, 'UTC'))").rows[0][0] | int ~ ", 'UTC')" -%}
         {%- do run_query(
-            "insert into " ~ source('operations', 'retired_batches')
-            ~ " (batch_id, raw_table, reason, is_whole, positions, retired_at)"
-            ~ " select distinct batch_id, '" ~ raw_table ~ "', 'retention', true, [], now64(3, 'UTC') from " ~ table
-            ~ " where batch_id in (" ~ new ~ ")"
+            "insert into " ~ retired ~ " (batch_id, raw_table, reason, is_whole, positions, retired_at)"
+            ~ " select distinct batch_id, '" ~ raw_table ~ "', 'retention', true, [], " ~ retired_at ~ " from " ~ table
+            ~ " where " ~ due
         ) -%}
+        {%- set going = "select batch_id from " ~ retired ~ " where raw_table = '" ~ raw_table ~ "' and reason = 'retention' and retired_at = " ~ retired_at -%}
         {%- set old_partitions = run_query(
             "select toString(toYYYYMM(landed_at)) as partition from " ~ table
             ~ " group by partition having countIf(batch_id not in (" ~ going ~ ")) = 0"
@@ -190,7 +193,7 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
             ) -%}
         {%- endif -%}
     {%- endif -%}
-    {%- do run_query('drop table if exists ' ~ kept ~ on_cluster() ~ ' sync') -%}
+    {%- do drop_helper(kept.identifier) -%}
 {%- endmacro -%}
 
 {%- macro _retire_payloads(days, dry_run) -%}

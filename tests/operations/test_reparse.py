@@ -150,6 +150,24 @@ def test_what_is_rebuilt_is_priced_anew(project: Project, tmp_path: Path) -> Non
     assert project.query(COSTS) == costs
 
 
+def test_what_a_killed_one_asked_for_does_not_hold_up_the_next(
+    project: Project, tmp_path: Path
+) -> None:
+    """It asks for a table that the next one drops, and would fail for ever then."""
+    fresh = landed(project, tmp_path, rows=5)
+    spoil(project)
+    operation(project, "reparse")
+    project.query(
+        "create table llm_traces__reparse as llm_traces",
+        "alter table llm_trace_costs delete where"
+        " throwIf(id in (select id from llm_traces__reparse) or true) settings mutations_sync = 0",
+    )
+    operation(project, "reparse", "{apply: true}")
+    assert project.query(FRESH) == fresh
+    assert project.query("select 1 from system.mutations where not is_done") == []
+    project.dbt("build")
+
+
 @pytest.mark.parametrize("kills", [4])
 def test_killed_at_any_moment_it_loses_nothing(
     project: Project, tmp_path: Path, kills: int

@@ -68,6 +68,10 @@ def test_what_is_old_goes_and_the_rest_stays_true(project: Project, tmp_path: Pa
     assert project.value("select count() from raw_traces") == 20, "the pending stay"
     assert project.value("select count() from raw_rejects") == 2
     assert project.value("select count() from retired_batches") == 2
+    # A delete goes on when who sent it was killed: it asks for nothing that the next call drops.
+    asked = "select count() from system.mutations where database = currentDatabase() and "
+    assert project.value(asked + "position(command, 'retired_batches') > 0") == 2
+    assert project.value(asked + "position(command, 'retire_kept_') > 0") == 0
     unsynced = (
         "select name from system.tables where database = currentDatabase() and"
         " (name like 'raw\\_%' or name in ('retired_batches', 'erasures'))"
