@@ -500,9 +500,10 @@ def _read(
 
 
 def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settings) -> Batch:
-    """Encode a batch. What a replay holds of a lost one stays a reject, and nothing else is one.
+    """Encode a batch. What was a row of a lost one is one again: traces were made of it.
 
-    Its rejects are closed: another one would be seen by nobody.
+    What a replay holds of it stays a reject, and nothing else is one. Its rejects are closed:
+    another one would be seen by nobody.
     """
     if lost is None:
         return encode_batch(cut, framer, settings)
@@ -510,6 +511,13 @@ def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settin
     batch = encode_batch(cut, framer, settings, kept_out)
     if cut.start == lost.start:
         batch = replace(batch, continues=lost.continues)
+    if batch.rows < lost.rows:
+        raise SourceError(
+            f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
+            f"{lost.rows} rows and {lost.rejects} rejects, and would be {batch.rows} rows and "
+            f"{batch.rejects} rejects now ({', '.join(sorted(batch.reasons))}). Land it by the "
+            "formats, limits and rules of then. What comes before is landed."
+        )
     if lost.rejected is None or batch.rejected_at <= lost.rejected:
         return batch
     are_known = len(lost.rejected) >= lost.rejects

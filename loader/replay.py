@@ -33,6 +33,7 @@ from loader.batches import (
     encode_batch,
     new_hash,
 )
+from loader.errors import SourceError
 from loader.formats import Buffer, Framer, Record
 from loader.landing import Summary, erased_places, land_batch
 from loader.redaction import load_redactor
@@ -84,10 +85,10 @@ def lost_batches(store: Store) -> str:
     may be none to be replayed.
     """
     if "raw_lost_batches" not in store.tables():
-        return "select '' as batch_id, '' as source, 0 as rejects where false"
+        return "select '' as batch_id, '' as source, 0 as rows, 0 as rejects where false"
     ledger, lost = store.table("raw_batches"), store.table("raw_lost_batches")
     return (
-        f"select batch_id, source, rejects from {lost}"
+        f"select batch_id, source, rows, rejects from {lost}"
         f" where batch_id not in (select batch_id from {ledger}"
         f" where batch_id in (select batch_id from {lost}))"
         f" and source not in (select source from {ledger} where {_IS_REPLAY})"
@@ -176,6 +177,8 @@ def replay_rejects(
 
     Raises
     ------
+    SourceError
+        If a replay is lost, and its lines would stay rejected that were rows in it.
     StoreError
         If the store fails; running it again finishes.
     SourceTakenError
@@ -192,9 +195,24 @@ def replay_rejects(
         {"reasons": list(_REPLAYABLE)},
     )
     erased = erased_places(store)
+    lost = {
+        source: (rows, rejects)
+        for source, rows, rejects in store.query(
+            f"select source, max(rows), min(rejects) from ({lost_batches(store)})"
+            f" where {_IS_REPLAY} group by source"
+        )
+    }
     for (batch_id,) in batches:
         rejects = _rejects_of(store, batch_id, framer, settings, erased)
         batch = _replayed(batch_id, rejects, framer, settings)
+        # Traces were made of its rows, and whose they are these alone say.
+        if batch is not None and batch.rejects > lost.get(batch.source, (0, batch.rejects))[1]:
+            was_rows, was_rejects = lost[batch.source]
+            raise SourceError(
+                f"{batch.source}: is to be made again. It was {was_rows} rows and {was_rejects} "
+                f"rejects, and would be {batch.rows} rows and {batch.rejects} rejects now. Replay "
+                "it by the formats, limits and rules of then."
+            )
         # What another replay makes of it meanwhile, by other formats, is another batch.
         if batch is not None and land_batch(store, batch, known=()):
             summary.add_landed(batch)

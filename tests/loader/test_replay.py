@@ -509,11 +509,44 @@ def test_a_batch_that_was_lost_twice_is_replayed_by_what_it_was_last(
     store: Store, tmp_path: Path
 ) -> None:
     path, text = tmp_path / "a.ndjson", '{"request_json":1}\n{"squawk":1}\n{"hiss":2}\nx\n'
+    land(store, path, text)
+    lose(store, "/%", "raw_traces", "raw_rejects")
+    land(store, path, text, NEW)
+    lose(store, "/%", "raw_traces")
+    assert replay(store, NEWER) == (1, 1), "its two rejects are there, of three at first"
+
+
+@pytest.mark.parametrize("why", ["format", "limit"])
+def test_what_was_a_row_is_no_reject_of_a_lost_batch(
+    store: Store, tmp_path: Path, why: str
+) -> None:
+    """Traces were made of it, and whose they are its row alone says."""
+    path, text = tmp_path / "a.ndjson", '{"squawk":1}\nx\n{"request_json":"%s"}\n' % ("y" * 200)
+    framer = OLD if why == "format" else NEW
+    settings = Settings(max_record_bytes=100) if why == "limit" else Settings()
     land(store, path, text, NEW)
     lose(store, "/%", "raw_traces", "raw_rejects")
+    (source,), _ = find_sources([str(path)])
+    with pytest.raises(SourceError, match="were 2 rows and 1 rejects, and would be 1 rows and 2"):
+        land_source(store, source, framer, settings, Summary())
+    assert lines(store) == []
+    land(store, path, text, NEW)
+    assert len(lines(store)) == 2
+
+
+@pytest.mark.parametrize("why", ["format", "limit"])
+def test_what_was_a_row_is_no_reject_of_a_lost_replay(
+    store: Store, tmp_path: Path, why: str
+) -> None:
+    path, text = tmp_path / "a.ndjson", '{"squawk":1}\n{"hiss":"%s"}\nx\n' % ("y" * 200)
+    framer = NEW if why == "format" else NEWER
+    settings = Settings(max_record_bytes=100) if why == "limit" else Settings()
     land(store, path, text)
-    lose(store, "/%", "raw_rejects", where="position = 3")
-    assert replay(store) == (0, 2), "two of its three rejects, as many as there were at first"
+    assert replay(store, NEWER) == (2, 1)
+    lose(store, "replay/%", "raw_traces")
+    with pytest.raises(SourceError, match="was 2 rows and 1 rejects, and would be 1 rows and 2"):
+        replay_rejects(store, framer, settings)
+    assert replay(store, NEWER) == (2, 1)
 
 
 def test_rejects_that_are_lost_before_a_replay_come_back_open(store: Store, tmp_path: Path) -> None:
@@ -604,7 +637,7 @@ def test_a_batch_of_which_a_replayed_line_was_erased_gets_no_other_rejects(
     retired("raw_rejects", batch_of(store, "/"), 1)
     lose(store, "/%", "raw_traces")
     (source,), _ = find_sources([str(path)])
-    with pytest.raises(SourceError, match="some of them in no replay"):
+    with pytest.raises(SourceError, match="are to be landed again"):
         land_source(store, source, NEW, Settings(max_record_bytes=100), Summary())
     land_source(store, source, NEW, Settings(), Summary())
     assert (batch_of(store, "/"), 0, "provider_trace") in lines(store)
