@@ -127,8 +127,9 @@ class Batch:
     traces, rejected : list of bytes-like
         The rows of raw_traces and raw_rejects in RowBinary, in pieces: most are views into the
         lines, which nobody has to copy.
-    without_id, repaired : int
-        Records that do not name themselves, and records that had to be changed to be accepted.
+    without_id, repaired, redacted : int
+        Records that do not name themselves, that had to be changed to be accepted, and that rules
+        of redaction changed.
     reasons : Counter
         Rejected lines by reason.
     positions : collection of int
@@ -155,6 +156,7 @@ class Batch:
     rejected_at: frozenset[int] = field(repr=False)
     without_id: int = 0
     repaired: int = 0
+    redacted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     by_rules: bool = False
     continues: Sequence[str] = ()
@@ -510,7 +512,7 @@ def encode_batch(
     rejected: list[Buffer] = []
     rejected_at: list[int] = []
     reasons: Counter[str] = Counter()
-    rows = without_id = repaired = lines = 0
+    rows = without_id = repaired = redacted = lines = 0
     offset, line_number = cut.start, cut.first_line
     formats = {entry.name: encode_string(entry.name.encode()) for entry in framer.formats}
     tail = encode_strings(()) + landed_at
@@ -564,7 +566,8 @@ def encode_batch(
             append(envelope)
             repairs = (*framed.repairs, REDACTED) if is_redacted else framed.repairs
             append(encode_strings(repairs) + landed_at if repairs else tail)
-            repaired += bool(repairs)
+            repaired += bool(framed.repairs)
+            redacted += is_redacted
             rows += 1
             without_id += not framed.has_id
         offset += len(line) + 1
@@ -584,6 +587,7 @@ def encode_batch(
         rejected_at=frozenset(rejected_at),
         without_id=without_id,
         repaired=repaired,
+        redacted=redacted,
         reasons=reasons,
         by_rules=redactor is not None,
     )

@@ -22,6 +22,7 @@ from typing import TextIO
 from loader import __version__
 from loader.errors import LoaderError
 from loader.settings import Settings
+from loader.verbs import as_line
 
 __all__ = ["VERBS", "main"]
 
@@ -173,7 +174,7 @@ def _run(verb: str, given: Sequence[str]) -> int:
     except SystemExit as ended:  # of argparse, which has said why
         return int(ended.code or 0)
     except LoaderError as error:
-        print(f"{_USAGE}: {error}", file=sys.stderr)
+        print(as_line(f"{_USAGE}: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{_USAGE}: interrupted. Run it again to finish.", file=sys.stderr)

@@ -53,6 +53,7 @@ from loader.spool import (
     sync_file,
     try_lock,
 )
+from loader.verbs import as_line
 
 if TYPE_CHECKING:
     from loader.batches import Batch
@@ -708,9 +709,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if args.max_rows < 1 or args.max_mb < 1 or args.max_wait < 0:
         raise UsageError("--max-rows and --max-mb are to be above 0, --max-wait not below 0.")
     options = DrainOptions(args.max_rows, args.max_mb * MEBIBYTE, args.max_wait, args.follow)
-    drainer = Drainer(
-        args.spool, settings, options, lambda text: print(text, file=sys.stderr, flush=True)
-    )
+
+    def tell(text: str) -> None:
+        print(as_line(text), file=sys.stderr, flush=True)
+
+    drainer = Drainer(args.spool, settings, options, tell)
     _add_totals(drainer.summary)
 
     def on_signal(number: int, frame: Any) -> None:

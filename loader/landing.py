@@ -102,8 +102,9 @@ class Summary:
         Landed now.
     batches_already, rows_already, rejects_already : int
         Found landed before.
-    without_id, repaired : int
-        Of the rows landed now: without an id of their own; changed to be accepted.
+    without_id, repaired, redacted : int
+        Of the rows landed now: without an id of their own; changed to be accepted; changed by rules
+        of redaction.
     reasons : Counter
         Rejected now, by reason.
     """
@@ -117,6 +118,7 @@ class Summary:
     rejects_already: int = 0
     without_id: int = 0
     repaired: int = 0
+    redacted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add_landed(self, batch: Batch) -> None:
@@ -127,6 +129,7 @@ class Summary:
         self.bytes += batch.end - batch.start
         self.without_id += batch.without_id
         self.repaired += batch.repaired
+        self.redacted += batch.redacted
         self.reasons.update(batch.reasons)
 
     def add_already(self, rows: int, rejects: int) -> None:

@@ -112,6 +112,15 @@ class Settings:
             redaction=values.get("TOKENLEDGER_REDACTION"),
         )
 
+    def __post_init__(self) -> None:
+        if (self.endpoint or "").startswith("http:"):
+            for name in ("ca_cert", "client_cert", "client_key"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"CLICKHOUSE_{name.upper()} is set, and CLICKHOUSE_ENDPOINT is not "
+                        "encrypted: write it with https://, or unset the other."
+                    )
+
     @property
     def store_name(self) -> str:
         """Where the store is, for messages: the endpoint or the folder, never a password."""

@@ -17,7 +17,7 @@ from loader.landing import Summary, land_source
 from loader.settings import MEBIBYTE, Settings
 from loader.sources import STDIN, find_sources
 from loader.store import open_store
-from loader.verbs import printable
+from loader.verbs import as_line, printable
 
 EXAMPLES = """\
 examples:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     def tell(text: str) -> None:
         progress.clear()
-        print(text, file=sys.stderr)
+        print(as_line(text), file=sys.stderr)
 
     with open_store(settings, tell) as store:
         store.ensure_raw_tables()
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         # What a run again would mend goes last: its exit code says so.
         *earlier, last = sorted(broken, key=lambda one: isinstance(one, StoreError))
         for one in earlier:
-            print(f"python -m loader: {one}", file=sys.stderr)
+            print(as_line(f"python -m loader: {one}"), file=sys.stderr)
         raise last
     return 1 if summary.rejects else 0
 
@@ -98,6 +98,8 @@ def _as_text(summary: Summary, settings: Settings) -> str:
         parts.append(f"{summary.without_id:,} without an id (one is derived)")
     if summary.repaired:
         parts.append(f"{summary.repaired:,} repaired (NaN or Infinity became null)")
+    if summary.redacted:
+        parts.append(f"{summary.redacted:,} redacted")
     where = f"{settings.database}.raw_traces at {settings.store_name}"
     return f"{'; '.join(parts)}; in {where}"
 

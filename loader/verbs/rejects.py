@@ -16,7 +16,7 @@ from loader.formats import Framer
 from loader.replay import LINE, is_open, replay_rejects
 from loader.settings import Settings
 from loader.store import RAW_TABLES, Store, open_existing_store
-from loader.verbs import printable
+from loader.verbs import as_line, printable
 
 EXAMPLES = """\
 examples:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             print(json.dumps(reject))
             continue
         source = printable(reject["source"])
-        print(f"{source}:{reject['line']}: {reject['reason']}: {reject['detail']}")
+        print(f"{source}:{reject['line']}: " + as_line(f"{reject['reason']}: {reject['detail']}"))
         if args.show:
             print(f"    {json.dumps(reject['head'])}")
     return 0

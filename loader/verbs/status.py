@@ -17,6 +17,7 @@ from loader.replay import LINE, closed_batches, is_open, lost_batches
 from loader.settings import Settings
 from loader.spool import spool_status
 from loader.store import RAW_TABLES, Store, open_existing_store
+from loader.verbs import as_line
 
 EXAMPLES = """\
 examples:
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             "land their sources again (docs/operate.md, A damaged file)"
         )
     for reason, count in status["rejected_by_reason"].items():
-        print(f"rejected     {count:,} {reason}")
+        print(as_line(f"rejected     {count:,} {reason}"))
     return 0
 
 

@@ -39,6 +39,20 @@ def land(project: Project, *arguments: object, expect: int = 0) -> dict[str, Any
     return summary
 
 
+def test_what_a_name_says_to_a_terminal_is_escaped(embedded: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for name in ("a", "b"):
+        forged = folder / f"{name}\x1b[31m\x9b\nFAKE: landed.ndjson.gz"
+        forged.write_bytes(b"\x1f\x8b no gzip")
+    done = embedded.loader(str(folder), expect=2)
+    assert len(done.stderr.splitlines()) == 2
+    for verb in ("billing", "bills"):
+        done = embedded.loader(verb, str(forged), expect=2)
+        assert len(done.stderr.splitlines()) == 1
+        assert "\\u001b[31m\\u009b\\u000aFAKE" in done.stderr
+
+
 def test_lands_once_on_each_kind_of_store(project: Project, tmp_path: Path) -> None:
     file = write(tmp_path / "a.ndjson", [TRACES[0], *BAD, "", TRACES[1], TRACES[2]])
     first = land(project, file, expect=1)

@@ -60,6 +60,17 @@ def test_a_value_that_cannot_be_names_its_variable(name: str, value: str) -> Non
         Settings.from_environment({name: value})
 
 
+@pytest.mark.parametrize("name", ["CA_CERT", "CLIENT_CERT", "CLIENT_KEY"])
+def test_what_is_meant_for_tls_goes_nowhere_in_the_clear(tmp_path: Path, name: str) -> None:
+    pem = tmp_path / "a.pem"
+    pem.touch()
+    given = {f"CLICKHOUSE_{name}": str(pem), "CLICKHOUSE_ENDPOINT": "https://localhost:8443"}
+    Settings.from_environment(given)
+    given["CLICKHOUSE_ENDPOINT"] = "HTTP://localhost:8123"
+    with pytest.raises(UsageError, match=f"CLICKHOUSE_{name} is set, and .* is not encrypted"):
+        Settings.from_environment(given)
+
+
 @pytest.mark.parametrize(
     "endpoint",
     [

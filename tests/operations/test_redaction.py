@@ -669,7 +669,8 @@ def test_the_store_never_sees_what_is_redacted(project: Project, tmp_path: Path)
     source = write(tmp_path / "a.ndjson", secrets())
     with source.open("a") as file:
         file.write(f'{{"api_key": "{SECRET}"}}\n{{"cut": "{SECRET}\n')
-    project.loader(str(source), expect=1)
+    said = project.loader(str(source), expect=1).stdout
+    assert "; 3 redacted; in " in said and "repaired" not in said
     rows = project.query("select position, request_json, repairs from raw_traces order by position")
     assert rows[0]["request_json"] == (
         '{"messages": [{"role": "user", "content": "[redacted]"}],'
