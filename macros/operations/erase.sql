@@ -31,7 +31,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             {{ exceptions.raise_compiler_error('erase: ' ~ kind ~ ' is no argument: organization, user, customer, agent and dry_run are.') }}
         {%- elif value is not string -%}
             {{ exceptions.raise_compiler_error('erase: ' ~ kind ~ ' is to be one text, and YAML reads what was given as something else. Write it in quotes: {' ~ kind ~ ': "0123"}.') }}
-        {%- elif value | trim == '' -%}
+        {%- elif value == '' -%}
             {{ exceptions.raise_compiler_error('erase: ' ~ kind ~ ' is empty, which is every trace without one. Name it.') }}
         {%- endif -%}
     {%- endfor -%}
@@ -159,6 +159,11 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             {%- do print('note: ' ~ unknown ~ ' batches have no raw rows any more (retention), and only those name the user. '
                 ~ 'Of these batches traces go only where another arrival of theirs names the user: erase the others by agent or customer.') -%}
         {%- endif -%}
+    {%- endif -%}
+    {%- set retired_rejects = run_query("select count() from (" ~ whole_retired('raw_rejects') ~ ")").rows[0][0] | int -%}
+    {%- if retired_rejects > 0 -%}
+        {%- do print('note: ' ~ retired_rejects ~ ' batches have no rejects any more (retention), and these were not looked at: '
+            ~ 'where such a batch is lost and landed again (mend), erase again by the same call.') -%}
     {%- endif -%}
     {#- Lost and not mended yet, or mended and not landed, or made, again. The beginning of a line never is, nor
         a replay of which some lines are rows of the batch that it was made of since that was landed again. -#}

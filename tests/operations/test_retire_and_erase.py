@@ -1033,12 +1033,13 @@ def test_what_is_erased_after_retention_stays_erased(embedded: Project, tmp_path
     embedded.dbt("run")
     assert embedded.value("select any(organization_id) from trace_conflicts") == "org-1"
     embedded.query(AGE)
-    operation(embedded, "retire", retain_raw_days=30)
-    operation(embedded, "erase", "{organization: org-1}")
+    operation(embedded, "retire", retain_raw_days=30, retain_reject_days=30)
+    said = operation(embedded, "erase", "{organization: org-1}")
+    assert "1 batches have no rejects any more" in said
     assert embedded.value("select count() from trace_conflicts") == 0
     named = "select count() from system.mutations where position(command, 'org-1') > 0"
     assert embedded.value(named) == 0, "the engine keeps the text of what it deletes by"
-    embedded.query("alter table raw_rejects delete where 1 settings mutations_sync = 2")
+    embedded.query("alter table retired_batches delete where is_whole settings mutations_sync = 2")
     assert str(path) in operation(embedded, "mend")
     embedded.loader(str(path), expect=1)
     embedded.dbt("build")
