@@ -330,7 +330,7 @@ class Reader:
             what no call of a group reported is None, not 0.
         """
         group_by, time_zone = plain_value(group_by), plain_value(time_zone)
-        if group_by not in GROUPS:
+        if not isinstance(group_by, str) or group_by not in GROUPS:
             raise UsageError(f"group_by is {group_by!r}: use one of {', '.join(GROUPS)}.")
         parameters: dict[str, Any] = {}
         if group_by == "day":
@@ -364,6 +364,8 @@ class Reader:
         payloads: bool = False,
     ) -> list[dict[str, Any]]:
         """Return the traces with the largest requests, in bytes, the largest first."""
+        if not isinstance(min_bytes, int) or not 0 <= min_bytes < 2**63:
+            raise UsageError(f"min_bytes is {min_bytes!r}: it must be a number from 0 on.")
         return self._select(
             organization_id,
             ["request_size_bytes >= {min_bytes:UInt64}"],

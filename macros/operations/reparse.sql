@@ -4,7 +4,8 @@ Read history again by the rules of now, from the payloads in llm_traces: nothing
     dbt run-operation reparse --args '{from: 2026-01-01, to: 2026-02-01}'               a report
     dbt run-operation reparse --args '{from: 2026-01-01, to: 2026-02-01, apply: true}'  as reported
 
-`from` and `to` are times in UTC (`to` is exclusive); both default to all of history. Only rows that
+`from` and `to` are times in UTC (`to` is exclusive); without them all of history is meant, whatever
+the clocks said. Only rows that
 were read by other rules are looked at. The report (rows, tokens and errors by provider and dialect,
 before and after) is printed and kept in reparse_reports; each trace that would become different is
 listed in llm_traces_reparsed. Applying is refused without a report of the same range by the same
@@ -18,15 +19,16 @@ trace are deleted, and their batches are taken out of the ledgers of these model
 run makes them anew. Roll-ups by day follow by themselves: they compare fingerprints of
 transformed_at.
 -#}
-{%- macro reparse(from='1900-01-01', to='2300-01-01', apply=false, skip_retired=false) -%}
+{%- macro reparse(from=none, to=none, apply=false, skip_retired=false) -%}
     {%- set llm_traces = ref('llm_traces') -%}
-    {%- set bounds = [from | string, to | string] -%}
+    {#- Of a range without an end the report names times that few clocks say. -#}
+    {%- set bounds = ['1900-01-01' if from is none else from | string, '2300-01-01' if to is none else to | string] -%}
     {%- for bound in bounds if not modules.re.fullmatch('\\d{4}-\\d\\d-\\d\\d([T ]\\d\\d:\\d\\d(:\\d\\d(\\.\\d{1,6})?)?)?', bound) -%}
         {{ exceptions.raise_compiler_error('reparse: ' ~ bound ~ ' is no time: write it like 2026-01-31 or 2026-01-31 12:00:00 (UTC).') }}
     {%- endfor -%}
     {%- set from_time = "parseDateTime64BestEffort('" ~ bounds[0] ~ "', 6, 'UTC')" -%}
     {%- set to_time = "parseDateTime64BestEffort('" ~ bounds[1] ~ "', 6, 'UTC')" -%}
-    {%- set is_in_range = 'created_at >= ' ~ from_time ~ ' and created_at < ' ~ to_time -%}
+    {%- set is_in_range = ('true' if from is none else 'created_at >= ' ~ from_time) ~ ' and ' ~ ('true' if to is none else 'created_at < ' ~ to_time) -%}
     {%- set is_retired = "response_json = '' and response_size_bytes > 0" -%}
     {%- set is_due = is_in_range ~ " and parser_version != '" ~ parser_version() ~ "' and not (" ~ is_retired ~ ')' -%}
     {%- do take_run_lock() -%}

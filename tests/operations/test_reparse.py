@@ -52,7 +52,10 @@ def operation(
 
 
 def test_all_of_history_is_that_of_strange_clocks_too(embedded: Project, tmp_path: Path) -> None:
-    times = ["1900-01-01T00:00:00Z", "1969-12-31T22:00:00Z", "2270-05-05T00:00:00Z"]
+    times = [
+        *("1899-12-31T23:59:59Z", "1900-01-01T00:00:00Z", "1969-12-31T22:00:00Z"),
+        *("2270-05-05T00:00:00Z", "9999-12-31T23:59:59.999999Z"),
+    ]
     records = [record(n, created_at=time) for n, time in enumerate(times)]
     embedded.loader(str(write(tmp_path / "a.ndjson", records)))
     embedded.dbt("run", "--select", "+transformed_batches")

@@ -425,6 +425,14 @@ def test_a_callers_own_kind_of_text_is_taken_as_its_text(reader: Reader) -> None
     assert reader.largest_requests(Name("org-1"), min_bytes=Number.ONE)
 
 
+@pytest.mark.parametrize("least", [-1, 2**64, 1.5, None])
+def test_a_size_or_a_group_that_cannot_be_is_an_error_of_usage(reader: Reader, least: Any) -> None:
+    with pytest.raises(UsageError, match="min_bytes is"):
+        reader.largest_requests("org-1", min_bytes=least)
+    with pytest.raises(UsageError, match="group_by is"):
+        reader.usage("org-1", [least])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("limit", [None, "1", 1.5, 0, 10_001])
 def test_a_limit_that_cannot_be_is_an_error_of_usage(reader: Reader, limit: Any) -> None:
     with pytest.raises(UsageError, match="limit"):
