@@ -731,7 +731,7 @@ class Writer:
             self._enter()
         except SpoolError as error:
             raise self._failed(error) from None
-        thread = threading.get_ident()
+        thread, forks = threading.get_ident(), self._forks
         with self._lock:
             if self._is_closed:
                 raise SpoolClosed(f"{self.spool}: the writer is closed")
@@ -759,6 +759,13 @@ class Writer:
                 if self._is_closed:
                     raise SpoolClosed(f"{self.spool}: the writer is closed")
                 return self._append(head, payload, finished)
+        except RuntimeError:
+            if self._forks == forks:
+                raise
+            # In the child of a handler that forked: it holds no lock of this write any more.
+            raise self._failed(
+                SpoolError(f"{self.spool}: forked within this write: the parent stores it")
+            ) from None
         except OSError as error:
             if _is_foreign(error):
                 raise

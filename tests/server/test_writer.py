@@ -1312,30 +1312,33 @@ def test_a_handler_that_writes_hangs_nothing(tmp_path: Path) -> None:
     assert sorted(each["id"] for each in records(tmp_path / "spool")) == sorted(stored)
 
 
+@pytest.mark.parametrize("within", ["writev", "open"])
 def test_a_child_forked_within_a_write_leaves_it_to_the_parent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: str
 ) -> None:
     """By a signal's handler; the child then returns into the write."""
-    real = os.writev
+    real = getattr(os, within)
     parent = os.getpid()
     pids: list[int] = []
 
-    def forks(descriptor: int, parts: Any) -> int:
+    def forks(*given: Any, **named: Any) -> Any:
         if not pids:
             pids.append(os.fork())
-        return real(descriptor, parts)
+        return real(*given, **named)
 
     spool = tmp_path / "spool"
     writer = Writer(spool, WriterOptions(segment_seconds=3600))
     writer.write({"id": 0})
-    monkeypatch.setattr(writer_module.os, "writev", forks)
+    if within == "open":
+        writer.flush()
+    monkeypatch.setattr(writer_module.os, within, forks)
     status = 1
     try:
         try:
             writer.write({"id": 1})
         except SpoolError as error:
             assert os.getpid() != parent
-            assert "Bad file descriptor" in str(error)
+            assert ("Bad file descriptor" in str(error)) or within == "open"
             writer.write({"id": 2})
             writer.close()
             status = 0
