@@ -263,6 +263,8 @@ def open_spool(path: str | os.PathLike[str], *, create: bool) -> Path:
     if create:
         try:
             spool.mkdir(mode=0o700)
+            with contextlib.suppress(OSError):  # of a parent that may not be read
+                sync_directory(spool.parent)
         except FileExistsError:
             pass
         except OSError as error:

@@ -258,11 +258,14 @@ class Store:
             return
         self._require_space()
         names = ", ".join(f"`{name}`" for name in columns)
-        sql = (
-            f"insert into {self.table(table)} ({names}) "
-            f"from infile '/dev/fd/{self._hand_over(chunks)}' format RowBinary"
-        )
-        self._guarded(f"an insert into {table}", lambda: self._client.command(sql))
+
+        def insert() -> None:
+            self._client.command(
+                f"insert into {self.table(table)} ({names}) "
+                f"from infile '/dev/fd/{self._hand_over(chunks)}' format RowBinary"
+            )
+
+        self._guarded(f"an insert into {table}", insert)
 
     def _hand_over(self, chunks: Sequence[Buffer]) -> int:
         """Write chunks to the file from which the embedded engine reads; give its descriptor.

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import fcntl
 import io
+import os
 import sys
 import threading
 import time
@@ -170,6 +171,22 @@ def test_what_a_killed_run_was_removing_is_not_trusted(
     while store.query("select 1 from system.mutations where not is_done"):
         time.sleep(0.05)
     assert counts(store) == (3, 2, 1)
+
+
+def test_a_batch_that_cannot_be_handed_to_the_engine_is_the_store_s_failure(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not store.is_embedded:
+        pytest.skip("to a server it is sent")
+
+    def scarce(chunks: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(store, "_hand_over", scarce)
+    with pytest.raises(StoreError, match=r"insert into raw_traces: .*Too many open files"):
+        land_batch(store, make(), lambda seconds: None)
+    monkeypatch.undo()
+    assert land_batch(store, make()) is True
 
 
 @pytest.mark.parametrize("by_rules", [False, True])
