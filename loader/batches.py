@@ -723,11 +723,11 @@ def _match(
                     found = _Match(entry, newlines)
         except UnreadableError:
             raise  # what was landed is not to be taken for something else
-        except SourceError as error:
+        except SourceError:
             if found is None and not entry.is_lost:
                 raise SourceError(
-                    f"{error} Nothing behind byte {start:,} was landed now: it may be the "
-                    "beginning of what was landed before."
+                    f"{source}: breaks off within what may have been landed of it before. Nothing "
+                    f"behind byte {start:,} was landed now: run it again when the file is whole."
                 ) from None
             # A broken stream ends the chain; it is met again, and reported, while cutting.
             return found, matched_until, begun

@@ -53,7 +53,7 @@ _FRAME = struct.Struct("<4sBBHII")
 _COVERED = struct.Struct("<BBHI")
 HEADER_BYTES = _HEADER.size
 FRAME_BYTES = _FRAME.size
-# How often the bytes behind a damaged place are looked through for whole frames.
+# How often the bytes behind a damaged place are looked through for whole frames, twice over.
 _LOOKED_THROUGH = 16
 
 MAX_RECORD_BYTES = 128 * 1024 * 1024
@@ -167,18 +167,22 @@ def _next_frame(data: bytes, offset: int) -> int:
     """Find the next whole frame; -1 if there is none.
 
     A record may be made of heads of frames, and each head may claim all that is behind it: so much
-    is looked through for them, and no more.
+    is looked through for them, then as much for those that end where another begins, and no more.
     """
     view = memoryview(data)
-    left = _LOOKED_THROUGH * len(data)
+    most = _LOOKED_THROUGH * len(data)
+    looked_through = 0
     while (offset := data.find(FRAME_MARK, offset)) != -1:
-        if _frame_at(view, offset) is not None:
-            return offset
-        if offset + FRAME_BYTES <= len(data):
-            length = _FRAME.unpack_from(data, offset)[4]
-            left -= length if offset + FRAME_BYTES + length <= len(data) else 0
-        if left < 0:
-            return -1
+        end = offset + FRAME_BYTES
+        if end <= len(data):
+            end += _FRAME.unpack_from(data, offset)[4]
+        is_likely = end == len(data) or data.startswith(FRAME_MARK, end)
+        if end <= len(data) and (is_likely or looked_through < most):
+            if _frame_at(view, offset) is not None:
+                return offset
+            looked_through += end - offset
+            if looked_through > 2 * most:
+                break
         offset += 1
     return -1
 
@@ -443,11 +447,16 @@ def spool_status(path: str | os.PathLike[str]) -> dict[str, int | float | str | 
     Raises
     ------
     SpoolError
-        If the directory is no spool.
-    OSError
-        While too many files are open.
+        If the directory is no spool, or too many files are open.
     """
     spool = open_spool(path, create=False)
+    try:
+        return _status_of(spool)
+    except OSError as error:
+        raise SpoolError(f"{spool}: cannot be looked at ({error.strerror})") from None
+
+
+def _status_of(spool: Path) -> dict[str, int | float | str | None]:
     counts = {"segments_open": 0, "segments_ready": 0, "segments_stale": 0, "batches": 0}
     records = total_bytes = foreign = damaged = 0
     oldest_ns: int | None = None

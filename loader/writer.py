@@ -779,7 +779,7 @@ class Writer:
             with self._lock:
                 self._in_flight.pop(thread, None)
             for segment in finished:
-                self._finish(segment)
+                self._finish(segment, is_patient=True)
 
     def _append(
         self, head: bytes, payload: bytes, finished: list[_Segment]
@@ -1011,27 +1011,38 @@ class Writer:
         for segment in list(self._unfinished):
             segment.is_over = True
 
-    def _finish_segments(self) -> None:
-        """Finish what is over, also what somebody was interrupted at or is still at."""
+    def _finish_segments(self, *, is_patient: bool = False) -> bool:
+        """Finish what is over, also what somebody was interrupted at or is still at.
+
+        Returns whether nothing is left of that.
+        """
+        are_finished = True
         for segment in list(self._unfinished):
             if segment.is_over:
-                self._finish(segment)
+                are_finished &= self._finish(segment, is_patient=is_patient)
+        return are_finished
 
-    def _finish(self, segment: _Segment) -> None:
-        """Close a segment and give it to the drainers; what fails here a drainer makes good."""
+    def _finish(self, segment: _Segment, *, is_patient: bool = False) -> bool:
+        """Close a segment and give it to the drainers; what fails here a drainer makes good.
+
+        Who is patient leaves one that no descriptor is free for to the writer's thread: others may
+        wait for its sync.
+        """
         with segment.sync_lock:
             if not segment.file.closed:
-                self._hand_over(segment)
+                if not self._hand_over(segment, is_patient=is_patient):
+                    return False
                 segment.file.close()
         self._unfinished.discard(segment)
+        return True
 
-    def _hand_over(self, segment: _Segment) -> None:
-        """Rename what is over; after an interruption, again."""
+    def _hand_over(self, segment: _Segment, *, is_patient: bool) -> bool:
+        """Rename what is over; after an interruption, again. Returns whether it may be closed."""
         is_again = segment.is_handed_over
         try:
             if segment.records == 0:
                 segment.path.unlink(missing_ok=True)
-                return
+                return True
             if not segment.is_whole:  # of a write that was interrupted: all else is counted
                 os.ftruncate(segment.descriptor, segment.written)
             if (
@@ -1045,7 +1056,7 @@ class Writer:
             self._stats.segments += 1
         except FileNotFoundError:
             if is_again:
-                return  # it was renamed, and then came the interruption
+                return True  # it was renamed, and then came the interruption
             self._stats.removed += segment.records
             _log.error(
                 "%s: somebody removed it: its %d records are lost",
@@ -1055,6 +1066,8 @@ class Writer:
         except OSError as error:
             if _is_foreign(error):
                 raise
+            if is_patient and error.errno in TOO_MANY_FILES:
+                return False
             if segment.synced < segment.written and segment.failure is None:
                 segment.failure = error  # who waits for a sync must not take the end for one
             _log.warning(
@@ -1062,6 +1075,7 @@ class Writer:
                 segment.path,
                 error.strerror,
             )
+        return True
 
     def _keep(self) -> None:
         """Finish segments by age and, under ``interval``, sync: the writer's one thread."""
@@ -1070,7 +1084,9 @@ class Writer:
         while not self._is_closed:
             segment = self._segment
             if segment is None or segment.is_over:
-                self._finish_segments()
+                if not self._finish_segments(is_patient=True):
+                    time.sleep(_PAUSE_MAX)
+                    continue
                 self._wake.get()
                 with self._lock:  # until who opened a segment has named it the one to append to
                     continue
@@ -1079,7 +1095,7 @@ class Writer:
                 with self._lock:
                     segment.is_over = True
                 continue
-            self._finish_segments()
+            self._finish_segments(is_patient=True)
             self._scan_if_due()
             if options.fsync == "interval":
                 left = min(left, window)

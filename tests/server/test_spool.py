@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import stat
@@ -100,7 +101,30 @@ def test_a_record_made_of_heads_is_looked_through_a_few_times(
     data = segment(b"one") + segment(heads)[len(encode_header()) : -10]
     one, torn = read_frames(data)
     assert (bytes(one.payload), torn.reason) == (b"one", "torn")
-    assert looked_at < 20 * len(data)
+    assert looked_at < 40 * len(data)
+
+
+def test_heads_in_a_damaged_record_take_none_with_them() -> None:
+    """What is behind them is whole, and each of them claims much of it."""
+    others = [b"%d" % number * 100 for number in range(400)]
+    head = frame_head(b"x" * 20_000)
+    data = segment(b"one", b"evil" + head * 100, *others)
+    place = data.index(b"evil")
+    damaged = data[:place] + b"EVIL" + data[place + 4 :]
+    found = [item for item in read_frames(damaged) if isinstance(item, Frame)]
+    assert [bytes(frame.payload) for frame in found] == [b"one", *others]
+
+
+def test_a_spool_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(path: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    Writer(tmp_path / "spool").close()
+    monkeypatch.setattr(os, "scandir", scarce)
+    with pytest.raises(SpoolError, match=r"cannot be looked at \(Too many open files\)"):
+        spool_status(tmp_path / "spool")
 
 
 @settings(max_examples=200)

@@ -718,6 +718,38 @@ def test_a_sync_waits_for_a_descriptor_as_an_append_does(
     assert (stats.failed, stats.waited) == ((0, 1) if on_full == "block" else (1, 0))
 
 
+@pytest.mark.parametrize("by", ["age", "count"])
+def test_a_segment_that_is_over_waits_for_a_descriptor_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Who waits for its sync is not told that the disk failed, and it is finished in the end."""
+    real = writer_module.sync_directory
+    ends = time.monotonic() + 1
+
+    def scarce(path: Any) -> None:
+        if time.monotonic() < ends:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        real(path)
+
+    monkeypatch.setattr(writer_module, "sync_directory", scarce)
+    options = WriterOptions(
+        fsync="each",
+        segment_seconds=0.1 if by == "age" else 0.5,
+        segment_records=1 if by == "count" else 5000,
+        block_seconds=60,
+    )
+    writer = Writer(tmp_path / "spool", options)
+    writer.write({"id": "x"})
+    deadline = time.monotonic() + 10
+    while not list((tmp_path / "spool").glob("*.ready")):
+        assert time.monotonic() < deadline, "nobody finishes it"
+        time.sleep(0.01)
+    assert writer._unfinished == set()
+    writer.close()
+    stats = writer.stats()
+    assert (stats.failed, stats.fsync_failures, stats.segments) == (0, 0, 1)
+
+
 def test_the_writers_thread_is_started_as_soon_as_one_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
