@@ -5,7 +5,8 @@ Owns the tree; refuses to print. Each message is one line: what, where, what to 
     LoaderError
     ├── UsageError          2   an argument or a setting cannot be
     ├── SourceError         2   a file or stream cannot be read (further)
-    │   └── UnreadableError     what its bytes are is not known; they may be whole
+    │   ├── UnreadableError     what its bytes are is not known; they may be whole
+    │   └── DamagedError        what its bytes were is not known
     └── StoreError          3   the store is unreachable, refuses, or lost an answer
         ├── StoreLockedError    another process holds the embedded store
         └── SourceTakenError    another process holds the file, or landed it meanwhile
@@ -16,6 +17,7 @@ Exit code 1 is no error: all was landed, and some records are among the rejects.
 from __future__ import annotations
 
 __all__ = [
+    "DamagedError",
     "LoaderError",
     "SourceError",
     "SourceTakenError",
@@ -42,6 +44,20 @@ class SourceError(LoaderError):
 
 class UnreadableError(SourceError):
     """A file or stream could not be opened or read: nothing is known of what it holds."""
+
+
+class DamagedError(SourceError):
+    """A compressed file or stream is not what it was.
+
+    Attributes
+    ----------
+    intact_until : int
+        Decompressed bytes of the members before the damaged one, which has no check but at its end.
+    """
+
+    def __init__(self, message: str, intact_until: int) -> None:
+        super().__init__(message)
+        self.intact_until = intact_until
 
 
 class StoreError(LoaderError):

@@ -38,7 +38,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
-from loader.errors import SourceError, SourceTakenError, StoreError
+from loader.errors import DamagedError, SourceError, SourceTakenError, StoreError
 from loader.formats import Framer
 from loader.rowbinary import (
     encode_milliseconds,
@@ -482,9 +482,14 @@ def _read(
     """Give what the ledger covers already, then each new batch; of a stream, all batches."""
     lost = {entry.batch_id: entry for entry in entries if entry.is_lost}
     begun: list[str] = []
+    damage: DamagedError | None = None
     if source.is_file:
         chain = follow_chain(source, entries, settings)
         stream, line, begun = chain.stream, chain.line, chain.begun
+        if stream.has_more():
+            damage = source.find_damage(settings)
+        if damage is not None:
+            stream.end_at(damage.intact_until)
         for entry in chain.entries:
             if entry.is_lost:
                 for cut in cut_again(source, entry, settings):
@@ -500,6 +505,8 @@ def _read(
             begun = []
     finally:
         stream.close()
+    if damage is not None:
+        raise damage
 
 
 def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settings) -> Batch:

@@ -22,7 +22,13 @@ from typing import BinaryIO
 
 import zstandard
 
-from loader.errors import SourceError, SourceTakenError, UnreadableError, UsageError
+from loader.errors import (
+    DamagedError,
+    SourceError,
+    SourceTakenError,
+    UnreadableError,
+    UsageError,
+)
 from loader.settings import Settings
 from loader.spool import try_lock
 
@@ -86,6 +92,30 @@ class Source:
             raise
         return stream
 
+    def find_damage(self, settings: Settings) -> DamagedError | None:
+        """Read a compressed file to its end, where alone its check tells whether it is whole.
+
+        Landed before that, lines that are damaged would be records, and all behind the first of
+        them other batches than when the file is mended.
+        """
+        stream = self.open(settings)
+        try:
+            while not stream.is_plain and stream.read():
+                pass
+        except DamagedError as error:
+            return DamagedError(
+                f"{self.name}: is damaged behind byte {error.intact_until:,} of what it expands "
+                "to. Nothing behind that was landed now: mend the file and run it again.",
+                error.intact_until,
+            )
+        except UnreadableError:
+            raise
+        except SourceError:
+            pass  # it ends early, or expands too far: what comes before that is what it was
+        finally:
+            stream.close()
+        return None
+
 
 class Stream:
     """The decompressed bytes of a source, from front to back.
@@ -103,6 +133,8 @@ class Stream:
     ----------
     offset : int
         Decompressed bytes handed out so far.
+    is_plain : bool
+        Whether it is not compressed.
     """
 
     def __init__(self, file: BinaryIO, name: str, settings: Settings) -> None:
@@ -114,17 +146,18 @@ class Stream:
         self._file = file
         self._compressed_bytes = 0
         self._expanded_bytes = 0
+        self._whole_bytes = 0
         self._ahead = b""
         first = self._read_file(4)
         while 0 < len(first) < 4 and (more := self._read_file(4 - len(first))):
             first += more
-        self._is_plain = False
+        self.is_plain = False
         if first.startswith(_GZIP_MAGIC):
             self._chunks = self._gunzip(first)
         elif first == _ZSTD_MAGIC or (first[1:] == b"\x2a\x4d\x18" and first[0] & 0xF0 == 0x50):
             self._chunks = self._unzstd(first)
         else:
-            self._is_plain = True
+            self.is_plain = True
             self._ahead = first
             self._chunks = iter(lambda: self._read_file(_CHUNK), b"")
 
@@ -139,6 +172,8 @@ class Stream:
         """
         if self._end is not None:
             size = min(size, self._end - self.offset)
+        if size <= 0:
+            return b""
         if not self._ahead:
             self._ahead = self._next_chunk()
         if len(self._ahead) <= size:
@@ -153,6 +188,13 @@ class Stream:
         if not self._ahead:
             self._ahead = self._next_chunk()
         return self._ahead[:1]
+
+    def has_more(self) -> bool:
+        """Say whether something is to be read yet, or an error to be met."""
+        try:
+            return bool(self.peek())
+        except SourceError:
+            return True
 
     def peek_past_blank(self) -> bytes:
         """Look at the first byte that is no space within a line, or its newline; empty at the end.
@@ -183,7 +225,7 @@ class Stream:
 
     def skip(self, count: int) -> None:
         """Go forward by `count` bytes."""
-        if self._is_plain and count > len(self._ahead) and self._file.seekable():
+        if self.is_plain and count > len(self._ahead) and self._file.seekable():
             self._file.seek(self.offset + count)
             self.offset += count
             self._ahead = b""
@@ -226,7 +268,7 @@ class Stream:
         self._compressed_bytes += len(data)
         return data
 
-    def _expanded(self, data: bytes) -> bytes:
+    def _expand(self, data: bytes) -> None:
         """Count what came out, and stop a stream that expands without end."""
         self._expanded_bytes += len(data)
         limits = self._settings
@@ -237,7 +279,6 @@ class Stream:
                 f"{allowed:,}; stopped. If that is right, raise TOKENLEDGER_MAX_EXPANSION_RATIO "
                 f"(now {limits.max_expansion_ratio}) and run it again."
             )
-        return data
 
     def _early_end(self, kind: str) -> SourceError:
         return SourceError(
@@ -245,10 +286,12 @@ class Stream:
             "lines before that are landed; run it again when the file is whole."
         )
 
-    def _broken(self, kind: str) -> SourceError:
-        return SourceError(
+    def _broken(self, kind: str) -> DamagedError:
+        return DamagedError(
             f"{self.name}: the {kind} stream is damaged after {self._expanded_bytes:,} bytes. The "
-            "lines before that are landed; mend the file and run it again."
+            f"lines before that are landed, and may be others than were sent, behind byte "
+            f"{self._whole_bytes:,}: land a file, which is read to its end first.",
+            self._whole_bytes,
         )
 
     def _gunzip(self, data: bytes) -> Iterator[bytes]:
@@ -274,9 +317,11 @@ class Stream:
             if at_end and not out and not member.eof:
                 raise self._early_end("gzip")
             data = member.unconsumed_tail
+            self._expand(out)
             if member.eof:
                 data, begun = member.unused_data, False
-            yield self._expanded(out)
+                self._whole_bytes = self._expanded_bytes
+            yield out
 
     def _unzstd(self, data: bytes) -> Iterator[bytes]:
         self._compressed_bytes += len(data)
@@ -297,9 +342,11 @@ class Stream:
             except zstandard.ZstdError:
                 raise self._broken("zstd") from None
             data = b""
+            self._expand(out)
             if frame.eof:
                 data, begun = frame.unused_data, False
-            yield self._expanded(out)
+                self._whole_bytes = self._expanded_bytes
+            yield out
 
 
 @contextlib.contextmanager

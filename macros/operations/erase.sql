@@ -460,10 +460,9 @@ having argMax(raw_table, retired_at) = '{{ raw_table }}'
             {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
         {%- endif -%}
     {%- endfor -%}
-    {#- What a killed run, reparse or dry run left beside them. -#}
-    {%- do drop_leftovers(
-        "name in ('llm_traces__reparse', 'llm_traces_reparsed') or startsWith(name, 'erase_dry_run_') or match(name, '__dbt_(backup|tmp|new_data.*)$')"
-    ) -%}
+    {#- What a reparse or a killed dry run left beside them. -#}
+    {%- do drop_leftovers("name = 'llm_traces_reparsed' or startsWith(name, 'erase_dry_run_')") -%}
+    {%- do drop_copies() -%}
 {%- endmacro -%}
 
 {#- The tables that dbt builds from llm_traces, each with its relation and the names of its columns. -#}

@@ -229,6 +229,11 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         {%- if count > 0 -%}
             {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' rows of traces that are lost') -%}
             {%- if not dry_run -%}
+                {#- Another arrival may be the trace since, and be counted as built by these. -#}
+                {%- for ledger in built_tables() if 'batch_id' in ledger.columns and 'id' not in ledger.columns and ledger.relation.identifier != 'transformed_batches' -%}
+                    {%- do run_and_wait('alter table ' ~ storage_of(ledger.relation) ~ on_cluster() ~ ' delete where batch_id in (select batch_id from '
+                        ~ llm_traces ~ ' where id in (select id from ' ~ table.relation ~ ' where ' ~ condition ~ '))') -%}
+                {%- endfor -%}
                 {%- do run_and_wait('alter table ' ~ storage_of(table.relation) ~ on_cluster() ~ ' delete where ' ~ condition) -%}
             {%- endif -%}
         {%- endif -%}

@@ -101,6 +101,11 @@ fsync_after_insert = 1, fsync_part_directory = 1
     {%- endfor -%}
 {%- endmacro -%}
 
+{#- Copies of traces that a killed run of dbt left. -#}
+{%- macro drop_copies() -%}
+    {%- do drop_leftovers("match(name, '__dbt_(backup|tmp|new_data.*)$')") -%}
+{%- endmacro -%}
+
 {#- Drop a table of ours. Deletes that ask for it outlive whoever sent them: without it they would fail for
     ever, and all that is asked of their tables after them. Who drops it sends them anew. -#}
 {%- macro drop_helper(name) -%}

@@ -224,14 +224,18 @@ transformed_at.
                 ~ 'it is. Run the same call again.'
             ) }}
         {%- endif -%}
-        {#- Models made of llm_traces first: killed before the swap, they are made anew from what there is. -#}
+        {#- Models made of llm_traces first: killed before the swap, they are made anew from what there is. And of
+            these the ledgers first: what is in one is not looked at. -#}
         {%- set changed = 'from ' ~ side ~ " where transformed_at >= '" ~ began ~ "'" -%}
+        {%- set made = [] -%}
         {%- for table in built_tables() if 'kept_batch_id' not in table.columns and table.relation.identifier != 'transformed_batches' -%}
-            {%- if 'id' in table.columns -%}
-                {%- do run_and_wait('alter table ' ~ table.relation ~ on_cluster() ~ ' delete where id in (select id ' ~ changed ~ ')') -%}
-            {%- elif 'batch_id' in table.columns -%}
-                {%- do run_and_wait('alter table ' ~ table.relation ~ on_cluster() ~ ' delete where batch_id in (select batch_id ' ~ changed ~ ')') -%}
-            {%- endif -%}
+            {%- do made.append(table) -%}
+        {%- endfor -%}
+        {%- for table in made if 'batch_id' in table.columns and 'id' not in table.columns -%}
+            {%- do run_and_wait('alter table ' ~ table.relation ~ on_cluster() ~ ' delete where batch_id in (select batch_id ' ~ changed ~ ')') -%}
+        {%- endfor -%}
+        {%- for table in made if 'id' in table.columns -%}
+            {%- do run_and_wait('alter table ' ~ table.relation ~ on_cluster() ~ ' delete where id in (select id ' ~ changed ~ ')') -%}
         {%- endfor -%}
         {%- do run_query('alter table ' ~ llm_traces ~ on_cluster() ~ " replace partition id '" ~ row[0] ~ "' from " ~ side) -%}
         {%- do print('reparse: month ' ~ row[0] ~ ' done, ' ~ row[1] ~ ' traces read again') -%}

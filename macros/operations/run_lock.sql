@@ -60,6 +60,20 @@ The embedded engine needs none of this: one process at a time holds the path.
             ) }}
         {%- endif -%}
     {%- endif -%}
+    {%- if execute and flags.WHICH != 'test' -%}{%- do end_what_was_begun() -%}{%- endif -%}
+{%- endmacro -%}
+
+{#- The engine goes on with the deletes of a run that was killed. What they take is there until then: a run that
+    came between would count it as built, and then it would be gone for good. So they are waited for; those that
+    ask for the side table of a reparse are ended, as the reparse asks for them anew. -#}
+{%- macro end_what_was_begun() -%}
+    {%- do drop_leftovers("name = 'llm_traces__reparse'") -%}
+    {%- for row in run_query(
+        'select distinct `table` from system.mutations where database = ' ~ sql_text(target.schema)
+        ~ " and not is_done and not startsWith(`table`, 'raw_') order by `table`"
+    ).rows -%}
+        {%- do run_and_wait('alter table ' ~ target.schema ~ '.`' ~ row[0] ~ '`' ~ on_cluster() ~ ' delete where false') -%}
+    {%- endfor -%}
 {%- endmacro -%}
 
 {#- Before each model: still ours? Then touch it. -#}

@@ -29,7 +29,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
-from loader.errors import SourceError, UnreadableError
+from loader.errors import DamagedError, SourceError, UnreadableError
 from loader.formats import Framer, Record, Rejection
 from loader.landing import _read
 from loader.settings import Settings
@@ -464,6 +464,34 @@ def test_a_broken_copy_of_what_is_landed_lands_nothing_of_it(file: File, pack: s
     ):
         list(_read(file.source, file.entries, FRAMER, long))
     assert file.land(packed, long) == []
+
+
+@pytest.mark.parametrize("pack", ["gzip", "zstd"])
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.5, 0.999])
+def test_a_damaged_file_that_is_mended_lands_once(file: File, pack: str, place: float) -> None:
+    """Its check is at the end: before it, a damaged line looks like any other."""
+    long = dataclasses.replace(SMALL, batch_lines=500, batch_bytes=10_000_000)
+    noise = hashlib.shake_128(b"noise").hexdigest(200_000)
+    lines = [
+        b'{"request_json":"%d%s"}\n' % (n, noise[n * 40 : n * 40 + 40].encode())
+        for n in range(5000)
+    ]
+    whole, other = b"".join(lines[:2000]), b"".join(lines[2000:])
+    write = (
+        gzip.compress if pack == "gzip" else zstandard.ZstdCompressor(write_checksum=True).compress
+    )
+    packed = write(other)
+    damaged = bytearray(packed)
+    damaged[int(len(packed) * place) - (place > 0.9)] ^= 0x10
+    new = file.land(write(whole) + bytes(damaged), long)
+    assert sum(batch.rows for batch in new) == 2000, "the member before is whole"
+    assert file.land(write(whole) + bytes(damaged), long) == []
+    with pytest.raises(DamagedError, match=f"damaged behind byte {len(whole):,} of what.*mend"):
+        list(_read(file.source, file.entries, FRAMER, long))
+    new = file.land(write(whole) + packed, long)
+    assert sum(batch.rows for batch in new) == 3000
+    assert file.landed[-1][1] == len(whole) + len(other)
+    assert [end for _, end in file.landed[:-1]] == [start for start, _ in file.landed[1:]]
 
 
 def test_the_same_file_again_has_nothing_new(file: File) -> None:

@@ -91,6 +91,29 @@ def test_the_cost_of_a_lost_trace_waits_for_it_and_is_in_no_report(
     assert embedded.query(priced) == before
 
 
+def test_a_run_behind_a_killed_mending_charges_every_trace(
+    embedded: Project, tmp_path: Path
+) -> None:
+    """Of the same ids another file brought the traces, which count as costed by what is lost."""
+    embedded.loader("prices")
+    number, were_killed = 0, True
+    while were_killed:
+        number += 1
+        records = [record(1000 * number + each, org_id=f"org-{number}") for each in (1, 2, 3)]
+        land(embedded, tmp_path / f"a{number}.ndjson", records)
+        embedded.dbt("run", *PLAIN)
+        for table in ("raw_traces", "llm_traces"):
+            embedded.query(f"alter table {table} delete where true settings mutations_sync = 2")
+        land(embedded, tmp_path / f"b{number}.ndjson", [each | {"n": 1} for each in records])
+        embedded.dbt("run", *PLAIN)
+        deletes = "alter table .* delete where"
+        were_killed = embedded.dbt_killed_at(deletes, number, "before", "run-operation", "mend")
+        embedded.dbt("run", *PLAIN)
+        costs = "select id from llm_trace_costs where id in (select id from llm_traces) order by id"
+        assert embedded.query(costs) == embedded.query("select id from llm_traces order by id")
+    assert number > 2
+
+
 def test_a_batch_of_two_ledger_rows_is_listed_once(embedded: Project, tmp_path: Path) -> None:
     """A second row says what was not known at first: which beginning of a line it goes on from."""
     source = write(tmp_path / "a.ndjson", [record(number) for number in range(1, 4)])

@@ -171,6 +171,50 @@ def test_what_a_killed_one_asked_for_does_not_hold_up_the_next(
     project.dbt("build")
 
 
+def test_a_run_behind_a_killed_one_charges_every_trace(embedded: Project, tmp_path: Path) -> None:
+    """Killed at each delete; the run prices by the tokens that stand there, the next by the new."""
+    embedded.loader("prices")
+    fresh = landed(embedded, tmp_path, rows=4)
+    costs = embedded.query(COSTS)
+    models = ("--select", "+costed_batches")
+    number, were_killed = 0, True
+    while were_killed:
+        number += 1
+        spoil(embedded)
+        operation(embedded, "reparse")
+        apply = ("run-operation", "reparse", "--args", "{apply: true}")
+        were_killed = embedded.dbt_killed_at(
+            "alter table .* delete where", number, "before", *apply
+        )
+        embedded.dbt("run", *models)
+        assert [row["id"] for row in embedded.query(COSTS)] == [row["id"] for row in fresh]
+        operation(embedded, "reparse", "{apply: true}")
+        embedded.dbt("run", *models)
+        assert embedded.query(FRESH) == fresh
+        assert embedded.query(COSTS) == costs
+    assert number > 2
+
+
+@pytest.mark.parametrize("asks", ["id in (select id from llm_traces__reparse) and ", ""])
+def test_what_a_killed_one_still_deletes_is_not_counted_as_built(
+    embedded: Project, tmp_path: Path, asks: str
+) -> None:
+    """The engine goes on with it when it is opened again, beside the run."""
+    embedded.loader("prices")
+    landed(embedded, tmp_path, rows=4)
+    costs = embedded.query(COSTS)
+    embedded.query(
+        "create table llm_traces__reparse as llm_traces",
+        "insert into llm_traces__reparse select * from llm_traces",
+        "truncate table costed_batches",
+        f"alter table llm_trace_costs delete where {asks}not ignore(sleep(3))"
+        " settings mutations_sync = 0, allow_nondeterministic_mutations = 1",
+    )
+    embedded.dbt("run", "--select", "+costed_batches")
+    assert embedded.query(COSTS) == costs
+    assert embedded.query("select 1 from system.mutations where not is_done") == []
+
+
 @pytest.mark.parametrize("kills", [4])
 def test_killed_at_any_moment_it_loses_nothing(
     project: Project, tmp_path: Path, kills: int

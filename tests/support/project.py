@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -77,6 +78,19 @@ class Project:
         if "CLICKHOUSE_ENDPOINT" in self.env and arguments[0] in ("run", "build", "run-operation"):
             arguments = _with_var(arguments, "run_lock_stale_seconds", STALE_SECONDS)
         return self.start(str(DBT), *arguments, **options)
+
+    def dbt_killed_at(self, pattern: str, number: int, when: str, *arguments: str) -> bool:
+        """Run dbt on the embedded engine until a statement (`tests.support.killed_dbt`).
+
+        Returns
+        -------
+        bool
+            Whether there was such a statement.
+        """
+        module = (sys.executable, "-m", "tests.support.killed_dbt", pattern, str(number), when)
+        done = self._finish(self.start(*module, *arguments), None, None)
+        assert done.returncode in (0, -signal.SIGKILL), f"{done.stdout}\n{done.stderr}"
+        return done.returncode != 0
 
     def loader(
         self, *arguments: str, expect: int | None = 0, stdin: str | None = None
