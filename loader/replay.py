@@ -178,7 +178,8 @@ def replay_rejects(
     Raises
     ------
     SourceError
-        If a replay is lost, and its lines would stay rejected that were rows in it.
+        If a replay is lost, and its lines would stay rejected that were rows in it. All others
+        were replayed.
     StoreError
         If the store fails; running it again finishes.
     SourceTakenError
@@ -202,22 +203,29 @@ def replay_rejects(
             f" where {_IS_REPLAY} group by source"
         )
     }
+    refused: list[str] = []
     for (batch_id,) in batches:
         rejects = _rejects_of(store, batch_id, framer, settings, erased)
         batch = _replayed(batch_id, rejects, framer, settings)
         # Traces were made of its rows, and whose they are these alone say.
         if batch is not None and batch.rejects > lost.get(batch.source, (0, batch.rejects))[1]:
             was_rows, was_rejects = lost[batch.source]
-            raise SourceError(
+            refused.append(
                 f"{batch.source}: is to be made again. It was {was_rows} rows and {was_rejects} "
-                f"rejects, and would be {batch.rows} rows and {batch.rejects} rejects now. Replay "
-                "it by the formats, limits and rules of then."
+                f"rejects, and would be {batch.rows} rows and {batch.rejects} rejects now"
             )
+            continue
         # What another replay makes of it meanwhile, by other formats, is another batch.
         if batch is not None and land_batch(store, batch, known=()):
             summary.add_landed(batch)
             if on_progress is not None:
                 on_progress(summary)
+    if refused:
+        others = f", and so are {len(refused) - 1:,} others" if refused[1:] else ""
+        raise SourceError(
+            f"{refused[0]}{others}. Replay by the formats, limits and rules of then. "
+            f"{summary.rows:,} lines of other batches were landed."
+        )
     return summary
 
 
