@@ -727,7 +727,8 @@ def _match(
             if found is None and not entry.is_lost:
                 raise SourceError(
                     f"{source}: breaks off within what may have been landed of it before. Nothing "
-                    f"behind byte {start:,} was landed now: run it again when the file is whole."
+                    f"behind byte {start:,} was landed now: run it again when the file is whole; "
+                    "a file that stays so, and is another one, land under another name."
                 ) from None
             # A broken stream ends the chain; it is met again, and reported, while cutting.
             return found, matched_until, begun

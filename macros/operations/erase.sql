@@ -53,7 +53,10 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             ~ '. Set max_query_size to ' ~ needed_size ~ ' in custom_settings of profiles.yml for this call. Nothing was erased.') }}
     {%- endif -%}
 
-    {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- if not dry_run -%}
+        {%- do take_run_lock() -%}
+        {%- do end_what_was_begun() -%}
+    {%- endif -%}
     {#- Behind the lock: the run that holds it may be the first, which makes them. -#}
     {%- set needed = [ref('int_traces__unioned'), ref('int_traces__pending'), ref('llm_traces')] + ([ref('int_traces__rebilled')] if 'customer' in kwargs else []) -%}
     {%- for relation in needed if execute and load_relation(relation) is none -%}

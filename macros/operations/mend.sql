@@ -117,7 +117,10 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
 {%- endmacro -%}
 
 {%- macro mend(dry_run=false, forget=false) -%}
-    {%- if not dry_run -%}{%- do take_run_lock() -%}{%- endif -%}
+    {%- if not dry_run -%}
+        {%- do take_run_lock() -%}
+        {%- do end_what_was_begun(has_to_end=false) -%}
+    {%- endif -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
     {%- set broken = _broken_parts() -%}

@@ -103,16 +103,33 @@ fsync_after_insert = 1, fsync_part_directory = 1
 
 {#- Copies of traces that a killed run of dbt left. -#}
 {%- macro drop_copies() -%}
-    {%- do drop_leftovers("match(name, '__dbt_(backup|tmp|new_data.*)$')") -%}
+    {%- do drop_leftovers(
+        "match(name, '__dbt_(backup|tmp|new_data.*)$') and splitByString('__dbt_', name)[1] in (" ~ model_names() ~ ')'
+    ) -%}
+{%- endmacro -%}
+
+{#- The names of this project's models, as a list in SQL: the schema may hold other tables. -#}
+{%- macro model_names() -%}
+    {%- set names = [] -%}
+    {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.package_name == project_name -%}
+        {%- do names.append(sql_text(node.alias)) -%}
+    {%- endfor -%}
+    {{ return(names | join(', ')) }}
+{%- endmacro -%}
+
+{#- End the unfinished deletes that ask for a table. Not on the cluster, which would take rights over all of it: of a
+    replicated table one replica ends it for all. -#}
+{%- macro end_deletes_by(name) -%}
+    {%- set is_asking = 'database = ' ~ sql_text(target.schema) ~ ' and not is_done and position(command, ' ~ sql_text(name) ~ ') > 0' -%}
+    {%- if run_query('select count() from system.mutations where ' ~ is_asking).rows[0][0] | int > 0 -%}
+        {%- do run_query('kill mutation where ' ~ is_asking ~ ' sync') -%}
+    {%- endif -%}
 {%- endmacro -%}
 
 {#- Drop a table of ours. Deletes that ask for it outlive whoever sent them: without it they would fail for
     ever, and all that is asked of their tables after them. Who drops it sends them anew. -#}
 {%- macro drop_helper(name) -%}
-    {%- do run_query(
-        'kill mutation' ~ on_cluster() ~ ' where database = ' ~ sql_text(target.schema) ~ ' and not is_done and position(command, '
-        ~ sql_text(name) ~ ') > 0 sync'
-    ) -%}
+    {%- do end_deletes_by(name) -%}
     {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ name ~ '`' ~ on_cluster() ~ ' sync') -%}
 {%- endmacro -%}
 

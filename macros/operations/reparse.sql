@@ -32,6 +32,7 @@ transformed_at.
     {%- set is_retired = "response_json = '' and response_size_bytes > 0" -%}
     {%- set is_due = is_in_range ~ " and parser_version != '" ~ parser_version() ~ "' and not (" ~ is_retired ~ ')' -%}
     {%- do take_run_lock() -%}
+    {%- do end_what_was_begun() -%}
     {%- do create_operations_tables() -%}
     {%- set retired = run_query(
         'select count(), min(created_at), max(created_at) from ' ~ llm_traces ~ ' where ' ~ is_in_range

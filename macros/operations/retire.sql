@@ -29,6 +29,7 @@ rows, or a trace, of which the raw row is the only copy then.
     {%- if not dry_run -%}
         {%- do refuse_broken_parts() -%}
         {%- do take_run_lock() -%}
+        {%- do end_what_was_begun() -%}
     {%- endif -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}

@@ -60,20 +60,39 @@ The embedded engine needs none of this: one process at a time holds the path.
             ) }}
         {%- endif -%}
     {%- endif -%}
-    {%- if execute and flags.WHICH != 'test' -%}{%- do end_what_was_begun() -%}{%- endif -%}
 {%- endmacro -%}
 
-{#- The engine goes on with the deletes of a run that was killed. What they take is there until then: a run that
-    came between would count it as built, and then it would be gone for good. So they are waited for; those that
-    ask for the side table of a reparse are ended, as the reparse asks for them anew. -#}
-{%- macro end_what_was_begun() -%}
-    {%- do drop_leftovers("name = 'llm_traces__reparse'") -%}
-    {%- for row in run_query(
-        'select distinct `table` from system.mutations where database = ' ~ sql_text(target.schema)
-        ~ " and not is_done and not startsWith(`table`, 'raw_') order by `table`"
-    ).rows -%}
-        {%- do run_and_wait('alter table ' ~ target.schema ~ '.`' ~ row[0] ~ '`' ~ on_cluster() ~ ' delete where false') -%}
-    {%- endfor -%}
+{#- on-run-start, and of operations: the engine goes on with the deletes of a run that was killed. What they take is
+    there until then: a run that came between would count it as built, and then it would be gone for good. So they
+    are waited for, in the tables of models; those that ask for a helper that the next call drops are ended, as
+    that call asks for them anew. -#}
+{%- macro end_what_was_begun(has_to_end=true) -%}
+    {%- if execute and flags.WHICH != 'test' -%}
+        {%- for helper in ['llm_traces__reparse', 'retire_kept_'] -%}
+            {%- do end_deletes_by(helper) -%}
+        {%- endfor -%}
+        {%- do drop_leftovers("name = 'llm_traces__reparse'") -%}
+        {%- set names = model_names() -%}
+        {%- set failing = [] -%}
+        {%- set unfinished = run_query(
+            'select `table`, mutation_id, latest_fail_reason from system.mutations where database = ' ~ sql_text(target.schema)
+            ~ " and not is_done and replaceRegexpOne(`table`, '_local$', '') in (" ~ names ~ ') order by `table`, mutation_id'
+        ).rows -%}
+        {%- for row in unfinished if row[2] -%}
+            {%- do failing.append(row[0]) -%}
+            {%- set message = 'a delete of ' ~ row[0] ~ ' that was begun before cannot end: ' ~ row[2][:300]
+                ~ '. Mend that; or end it, and call the operation again that asked for it: kill mutation where database = '
+                ~ sql_text(target.schema) ~ ' and mutation_id = ' ~ sql_text(row[1]) -%}
+            {%- if has_to_end -%}
+                {%- do free_run_lock() -%}
+                {{ exceptions.raise_compiler_error(message) }}
+            {%- endif -%}
+            {%- do print('note: ' ~ message) -%}
+        {%- endfor -%}
+        {%- for table in unfinished | map('first') | unique if table not in failing -%}
+            {%- do run_and_wait('alter table ' ~ target.schema ~ '.`' ~ table ~ '`' ~ on_cluster() ~ ' delete where false') -%}
+        {%- endfor -%}
+    {%- endif -%}
 {%- endmacro -%}
 
 {#- Before each model: still ours? Then touch it. -#}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -153,10 +154,11 @@ def test_what_is_rebuilt_is_priced_anew(project: Project, tmp_path: Path) -> Non
     assert project.query(COSTS) == costs
 
 
+@pytest.mark.parametrize("is_dropped", [False, True])
 def test_what_a_killed_one_asked_for_does_not_hold_up_the_next(
-    project: Project, tmp_path: Path
+    project: Project, tmp_path: Path, is_dropped: bool
 ) -> None:
-    """It asks for a table that the next one drops, and would fail for ever then."""
+    """It asks for a table that the next one drops, or somebody has, and would fail for ever."""
     fresh = landed(project, tmp_path, rows=5)
     spoil(project)
     operation(project, "reparse")
@@ -164,11 +166,34 @@ def test_what_a_killed_one_asked_for_does_not_hold_up_the_next(
         "create table llm_traces__reparse as llm_traces",
         "alter table llm_trace_costs delete where"
         " throwIf(id in (select id from llm_traces__reparse) or true) settings mutations_sync = 0",
+        "create table notes (a Int32) engine = MergeTree order by a",
+        "insert into notes values (1)",
+        "alter table notes delete where throwIf(a = 1) settings mutations_sync = 0",
+        *(["drop table llm_traces__reparse sync"] if is_dropped else []),
     )
     operation(project, "reparse", "{apply: true}")
     assert project.query(FRESH) == fresh
-    assert project.query("select 1 from system.mutations where not is_done") == []
+    unfinished = "select distinct table from system.mutations where not is_done"
+    assert project.query(unfinished) == [{"table": "notes"}], "of somebody else"
     project.dbt("build")
+
+
+def test_a_delete_that_cannot_end_is_named(embedded: Project, tmp_path: Path) -> None:
+    landed(embedded, tmp_path, rows=2)
+    embedded.query(
+        "alter table costed_batches delete where throwIf(batch_id != '')"
+        " settings mutations_sync = 0"
+    )
+    for _ in range(2):
+        said = embedded.dbt("run", "--select", "llm_trace_costs", expect=None)
+        assert said.returncode != 0
+        assert "a delete of costed_batches that was begun before cannot end" in said.stdout
+    said = operation(embedded, "mend")
+    end = re.search(r"kill mutation where .*'", said)
+    assert end
+    assert embedded.value("select count() from system.mutations where not is_done") == 1
+    embedded.query(end[0])
+    embedded.dbt("run", "--select", "+costed_batches")
 
 
 def test_a_run_behind_a_killed_one_charges_every_trace(embedded: Project, tmp_path: Path) -> None:
