@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from loader.errors import SourceError, UnreadableError
+from loader.errors import BrokenError, SourceError
 from loader.formats import Buffer, Framer, Record, Rejection
 from loader.redaction import REDACTED, is_withheld, load_redactor
 from loader.rowbinary import (
@@ -721,9 +721,7 @@ def _match(
                     entry.end <= next_held and (found is None or found.entry.is_lost)
                 ):
                     found = _Match(entry, newlines)
-        except UnreadableError:
-            raise  # what was landed is not to be taken for something else
-        except SourceError:
+        except BrokenError:
             if found is None and not entry.is_lost:
                 raise SourceError(
                     f"{source}: breaks off within what may have been landed of it before. Nothing "
@@ -748,9 +746,7 @@ def _is_settled(entry: LedgerEntry, last: bytes, stream: Stream) -> bool:
         if entry.rows:
             return stream.peek() in (b"", b"\n", b" ", b"\t", b"\r")
         return stream.peek_past_blank() in (b"", b"\n")
-    except UnreadableError:
-        raise
-    except SourceError:
+    except BrokenError:
         return True
 
 
@@ -762,9 +758,7 @@ def _is_there(source: Source, entries: dict[str, LedgerEntry], settings: Setting
     known = [entry for entry in entries.values() if not entry.is_lost]
     try:
         stream = source.open(settings, known[0].start)
-    except UnreadableError:
-        raise
-    except SourceError:
+    except BrokenError:
         return False  # not so long
     try:
         return _match(stream, source.name, known[0].start, known, _NOWHERE)[0] is not None
@@ -794,9 +788,7 @@ def _read_to(stream: Stream, until: int, *, is_blank: bool) -> int | None:
             if not chunk or (is_blank and not chunk.isspace()):
                 return None
             newlines += chunk.count(b"\n")
-    except UnreadableError:
-        raise
-    except SourceError:
+    except BrokenError:
         return None
     return newlines
 

@@ -5,8 +5,8 @@ Owns the tree; refuses to print. Each message is one line: what, where, what to 
     LoaderError
     ├── UsageError          2   an argument or a setting cannot be
     ├── SourceError         2   a file or stream cannot be read (further)
-    │   ├── UnreadableError     what its bytes are is not known; they may be whole
-    │   └── DamagedError        what its bytes were is not known
+    │   └── BrokenError         it is read, and ends where it should not
+    │       └── DamagedError        what its bytes were is not known
     └── StoreError          3   the store is unreachable, refuses, or lost an answer
         ├── StoreLockedError    another process holds the embedded store
         └── SourceTakenError    another process holds the file, or landed it meanwhile
@@ -17,13 +17,13 @@ Exit code 1 is no error: all was landed, and some records are among the rejects.
 from __future__ import annotations
 
 __all__ = [
+    "BrokenError",
     "DamagedError",
     "LoaderError",
     "SourceError",
     "SourceTakenError",
     "StoreError",
     "StoreLockedError",
-    "UnreadableError",
     "UsageError",
 ]
 
@@ -42,11 +42,14 @@ class SourceError(LoaderError):
     """A file or stream that is missing, unreadable, broken or beyond a limit."""
 
 
-class UnreadableError(SourceError):
-    """A file or stream could not be opened or read: nothing is known of what it holds."""
+class BrokenError(SourceError):
+    """A file or stream ends early, is damaged, or expands too far: what came before stands.
+
+    Of one that could not be opened or read, another `SourceError`, nothing is known.
+    """
 
 
-class DamagedError(SourceError):
+class DamagedError(BrokenError):
     """A compressed file or stream is not what it was.
 
     Attributes

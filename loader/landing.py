@@ -521,24 +521,23 @@ def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settin
     batch = encode_batch(cut, framer, settings, kept_out)
     if cut.start == lost.start:
         batch = replace(batch, continues=lost.continues)
-    if batch.rows < lost.rows:
-        raise SourceError(
+
+    def refused(since: str, now: str) -> SourceError:
+        return SourceError(
             f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
-            f"{lost.rows} rows and {lost.rejects} rejects, and would be {batch.rows} rows and "
-            f"{batch.rejects} rejects now ({', '.join(sorted(batch.reasons))}). Land it by the "
-            "formats, limits and rules of then. What comes before is landed."
+            f"{lost.rows} rows and {lost.rejects} rejects{since}, and would be {batch.rows} rows "
+            f"and {batch.rejects} rejects now{now}. Land it by the formats, limits and rules of "
+            "then. What comes before is landed."
         )
+
+    if batch.rows < lost.rows:
+        raise refused("", f" ({', '.join(sorted(batch.reasons))})")
     if lost.rejected is None or batch.rejected_at <= lost.rejected:
         return batch
     are_known = len(lost.rejected) >= lost.rejects
     if not are_known and (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
         return batch  # rows of the replay were retired
-    raise SourceError(
-        f"{cut.source}: bytes {cut.start:,} to {cut.end:,} are to be landed again. They were "
-        f"{lost.rows} rows and {lost.rejects} rejects, which were replayed since, and would be "
-        f"{batch.rows} rows and {batch.rejects} rejects now, some of them in no replay. Land it "
-        "by the formats and limits of then. What comes before is landed."
-    )
+    raise refused(", which were replayed since", ", some of them in no replay")
 
 
 def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:

@@ -23,10 +23,10 @@ from typing import BinaryIO
 import zstandard
 
 from loader.errors import (
+    BrokenError,
     DamagedError,
     SourceError,
     SourceTakenError,
-    UnreadableError,
     UsageError,
 )
 from loader.settings import Settings
@@ -83,7 +83,7 @@ class Source:
         file = _open(self.path, is_file=self.is_file)
         if self.kept is not None and not _is_same(self.kept, file):
             file.close()
-            raise UnreadableError(f"{self.name}: was replaced while it was read; run it again.")
+            raise SourceError(f"{self.name}: was replaced while it was read; run it again.")
         stream = Stream(file, self.name, settings)
         try:
             stream.skip(offset)
@@ -108,9 +108,7 @@ class Source:
                 "to. Nothing behind that was landed now: mend the file and run it again.",
                 error.intact_until,
             )
-        except UnreadableError:
-            raise
-        except SourceError:
+        except BrokenError:
             pass  # it ends early, or expands too far: what comes before that is what it was
         finally:
             stream.close()
@@ -234,7 +232,7 @@ class Stream:
         while left > 0:
             taken = self.read(min(left, _CHUNK))
             if not taken:
-                raise SourceError(f"{self.name}: became shorter while it was read; run it again.")
+                raise BrokenError(f"{self.name}: became shorter while it was read; run it again.")
             left -= len(taken)
 
     def close(self) -> None:
@@ -249,7 +247,7 @@ class Stream:
                 select.select([self._file], [], [])
             return data
         except OSError as error:
-            raise UnreadableError(f"{self.name}: cannot be read: {error.strerror}.") from None
+            raise SourceError(f"{self.name}: cannot be read: {error.strerror}.") from None
 
     def _next_chunk(self) -> bytes:
         if self._failure is not None:
@@ -274,14 +272,14 @@ class Stream:
         limits = self._settings
         allowed = limits.expansion_grace_bytes + limits.max_expansion_ratio * self._compressed_bytes
         if self._expanded_bytes > allowed:
-            raise SourceError(
+            raise BrokenError(
                 f"{self.name}: {self._compressed_bytes:,} compressed bytes expand to more than "
                 f"{allowed:,}; stopped. If that is right, raise TOKENLEDGER_MAX_EXPANSION_RATIO "
                 f"(now {limits.max_expansion_ratio}) and run it again."
             )
 
-    def _early_end(self, kind: str) -> SourceError:
-        return SourceError(
+    def _early_end(self, kind: str) -> BrokenError:
+        return BrokenError(
             f"{self.name}: the {kind} stream ends early, after {self._expanded_bytes:,} bytes. The "
             "lines before that are landed; run it again when the file is whole."
         )
@@ -420,10 +418,10 @@ def _open(path: str, *, is_file: bool) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | only_files)
     except OSError as error:
         reason = "it is a link now" if error.errno == errno.ELOOP else error.strerror
-        raise UnreadableError(f"{path}: cannot be opened: {reason}.") from None
+        raise SourceError(f"{path}: cannot be opened: {reason}.") from None
     if is_file and not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UnreadableError(f"{path}: cannot be opened: it is no file any more.")
+        raise SourceError(f"{path}: cannot be opened: it is no file any more.")
     return os.fdopen(descriptor, "rb")
 
 

@@ -677,32 +677,33 @@ class Writer:
 
     def _wait_until(self, deadline: float | None, full: _NoRoom) -> float:
         """Count a wait, and return when it ends; raise when it has ended or is not wanted."""
-        now = time.monotonic()
-        if self.options.on_full == "block":
-            if deadline is None:
-                with self._lock:
-                    self._stats.waited += 1
-                return now + self.options.block_seconds
-            if now < deadline:
-                return deadline
+        until = self._patience(deadline)
+        if until is not None:
+            return until
         with self._lock:
             self._stats.refused += 1
         raise SpoolFull(f"{self.spool}: {full}: the trace was refused; {full.remedy}")
+
+    def _patience(self, deadline: float | None) -> float | None:
+        """Return when a wait ends, counting it at first; None if it has ended or is not wanted."""
+        if self.options.on_full != "block":
+            return None
+        now = time.monotonic()
+        if deadline is None:
+            with self._lock:
+                self._stats.waited += 1
+            return now + self.options.block_seconds
+        return deadline if now < deadline else None
 
     def _wait_to_sync(self, deadline: float | None, segment: _Segment, error: OSError) -> float:
         """Return when a wait for another try ends; raise what the caller is told if none helps."""
         if _is_foreign(error):
             raise error
         # Without a descriptor for the directory nothing was synced: somebody may close another.
-        is_to_come = error.errno in TOO_MANY_FILES and segment.failure is None
-        if is_to_come and self.options.on_full == "block":
-            now = time.monotonic()
-            if deadline is None:
-                with self._lock:
-                    self._stats.waited += 1
-                deadline = now + self.options.block_seconds
-            if now < deadline:
-                return deadline
+        if error.errno in TOO_MANY_FILES and segment.failure is None:
+            until = self._patience(deadline)
+            if until is not None:
+                return until
         raise self._sync_failed(segment, error) from None
 
     def _enter(self) -> None:

@@ -5,10 +5,9 @@ Read history again by the rules of now, from the payloads in llm_traces: nothing
     dbt run-operation reparse --args '{from: 2026-01-01, to: 2026-02-01, apply: true}'  as reported
 
 `from` and `to` are times in UTC (`to` is exclusive); without them all of history is meant, whatever
-the clocks said. Only rows that
-were read by other rules are looked at. The report (rows, tokens and errors by provider and dialect,
-before and after) is printed and kept in reparse_reports; each trace that would become different is
-listed in llm_traces_reparsed. Applying is refused without a report of the same range by the same
+the clocks said. Only rows that were read by other rules are looked at. The report (rows, tokens and
+errors by provider and dialect, before and after) is printed and kept in reparse_reports; each trace
+that would become different is listed in llm_traces_reparsed. Applying is refused without a report of the same range by the same
 rules, and where payloads have been retired.
 
 Applying builds a month's partition of llm_traces anew beside it, compares ids and all that parsing

@@ -29,7 +29,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
-from loader.errors import DamagedError, SourceError, UnreadableError
+from loader.errors import DamagedError, SourceError
 from loader.formats import Framer, Record, Rejection
 from loader.landing import _read
 from loader.settings import Settings
@@ -437,7 +437,7 @@ def test_what_cannot_be_read_for_once_is_not_taken_for_something_else(
 
     def opened(path: str, *, is_file: bool) -> io.BytesIO:
         if is_failing():
-            raise UnreadableError(f"{path}: cannot be opened: Too many open files.")
+            raise SourceError(f"{path}: cannot be opened: Too many open files.")
         with real(path, is_file=is_file) as readable:
             return Failing(readable.read())
 

@@ -107,7 +107,7 @@ def test_a_run_behind_a_killed_mending_charges_every_trace(
         land(embedded, tmp_path / f"b{number}.ndjson", [each | {"n": 1} for each in records])
         embedded.dbt("run", *PLAIN)
         deletes = "alter table .* delete where"
-        were_killed = embedded.dbt_killed_at(deletes, number, "before", "run-operation", "mend")
+        were_killed = embedded.dbt_killed_before(deletes, number, "run-operation", "mend")
         embedded.dbt("run", *PLAIN)
         costs = "select id from llm_trace_costs where id in (select id from llm_traces) order by id"
         assert embedded.query(costs) == embedded.query("select id from llm_traces order by id")

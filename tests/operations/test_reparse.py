@@ -208,9 +208,7 @@ def test_a_run_behind_a_killed_one_charges_every_trace(embedded: Project, tmp_pa
         spoil(embedded)
         operation(embedded, "reparse")
         apply = ("run-operation", "reparse", "--args", "{apply: true}")
-        were_killed = embedded.dbt_killed_at(
-            "alter table .* delete where", number, "before", *apply
-        )
+        were_killed = embedded.dbt_killed_before("alter table .* delete where", number, *apply)
         embedded.dbt("run", *models)
         assert [row["id"] for row in embedded.query(COSTS)] == [row["id"] for row in fresh]
         operation(embedded, "reparse", "{apply: true}")

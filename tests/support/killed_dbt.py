@@ -1,8 +1,8 @@
-"""dbt on the embedded engine, killed right before or behind a statement.
+"""dbt on the embedded engine, killed right before a statement.
 
-    python -m tests.support.killed_dbt PATTERN NUMBER before|after run-operation mend …
+    python -m tests.support.killed_dbt PATTERN NUMBER run-operation mend …
 
-The process ends by SIGKILL at the `NUMBER`-th statement that matches (from 1). Where there are
+The process ends by SIGKILL before the `NUMBER`-th statement that matches (from 1). Where there are
 fewer, it ends as dbt does.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 from dbt.adapters.chdb.client import ChdbClient
 
 
-def kill_at(pattern: str, number: int, when: str) -> None:
-    """Let this process die at a statement that its client sends."""
+def kill_before(pattern: str, number: int) -> None:
+    """Let this process die before a statement that its client sends."""
     left = number
 
     def wrapped(name: str) -> None:
@@ -26,14 +26,10 @@ def kill_at(pattern: str, number: int, when: str) -> None:
 
         def sent(client: ChdbClient, sql: str, **options: Any) -> Any:
             nonlocal left
-            is_hit = re.search(pattern, sql, re.IGNORECASE | re.DOTALL) is not None
-            left -= is_hit
-            if is_hit and left == 0 and when == "before":
+            left -= re.search(pattern, sql, re.IGNORECASE | re.DOTALL) is not None
+            if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            answer = send(client, sql, **options)
-            if is_hit and left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return answer
+            return send(client, sql, **options)
 
         setattr(ChdbClient, name, sent)
 
@@ -42,8 +38,8 @@ def kill_at(pattern: str, number: int, when: str) -> None:
 
 
 if __name__ == "__main__":
-    pattern, number, when, *arguments = sys.argv[1:]
-    kill_at(pattern, int(number), when)
+    pattern, number, *arguments = sys.argv[1:]
+    kill_before(pattern, int(number))
     from dbt.cli.main import cli
 
     sys.argv = ["dbt", *arguments]

@@ -79,7 +79,7 @@ class Project:
             arguments = _with_var(arguments, "run_lock_stale_seconds", STALE_SECONDS)
         return self.start(str(DBT), *arguments, **options)
 
-    def dbt_killed_at(self, pattern: str, number: int, when: str, *arguments: str) -> bool:
+    def dbt_killed_before(self, pattern: str, number: int, *arguments: str) -> bool:
         """Run dbt on the embedded engine until a statement (`tests.support.killed_dbt`).
 
         Returns
@@ -87,7 +87,7 @@ class Project:
         bool
             Whether there was such a statement.
         """
-        module = (sys.executable, "-m", "tests.support.killed_dbt", pattern, str(number), when)
+        module = (sys.executable, "-m", "tests.support.killed_dbt", pattern, str(number))
         done = self._finish(self.start(*module, *arguments), None, None)
         assert done.returncode in (0, -signal.SIGKILL), f"{done.stdout}\n{done.stderr}"
         return done.returncode != 0
