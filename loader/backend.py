@@ -11,9 +11,9 @@ with an ``organization_id``.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -123,11 +123,17 @@ class ProviderTraceBackend:
     ) -> None:
         self._spool = spool or os.environ.get("TOKENLEDGER_SPOOL") or DEFAULT_SPOOL
         self._options = writer_options
-        self._reader = reader
+        self._readers = [] if reader is None else [reader]
         self._trace_type = trace_type
         self._seen_type: Callable[..., Any] | None = None
-        self._writer: Writer | None = None
-        self._lock = threading.Lock()
+        # The first is used; threads that begin at once make more. By no lock, for which a forked
+        # child, or a signal's handler, would wait for ever.
+        self._writers: list[Writer] = []
+        if os.environ.get("TOKENLEDGER_REDACTION"):
+            # The first write reads the rules: a child that is forked within an import waits for it
+            # for ever.
+            importlib.import_module("yaml")
+            importlib.import_module("loader.formats")
         self._is_told = {"write": False, "read": False}
         self._writes: set[asyncio.Future[None]] = set()
         self.failures = 0
@@ -198,32 +204,24 @@ class ProviderTraceBackend:
 
     def close(self) -> None:
         """Flush and close the writer, and close the reader."""
-        with self._lock:
-            writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-        if self._reader is not None:
-            self._reader.close()
+        while self._writers:
+            self._writers.pop().close()
+        for reader in self._readers:
+            reader.close()
 
     # ------------------------------------------------------------------------------------
 
     def _open_writer(self) -> Writer:
-        writer = self._writer
-        if writer is None:
-            with self._lock:
-                if self._writer is None:
-                    self._writer = Writer(self._spool, self._options)
-                writer = self._writer
-        return writer
+        if not self._writers:
+            self._writers.append(Writer(self._spool, self._options))
+        return self._writers[0]
 
     def _read(self, step_id: str, organization_id: str) -> Mapping[str, Any] | None:
-        with self._lock:
-            if self._reader is None:
-                from loader.reader import Reader
+        if not self._readers:
+            from loader.reader import Reader
 
-                self._reader = Reader()
-            reader = self._reader
-        return reader.get_provider_trace_by_step_id(step_id, organization_id)
+            self._readers.append(Reader())
+        return self._readers[0].get_provider_trace_by_step_id(step_id, organization_id)
 
     def _end_write(self, write: asyncio.Future[None]) -> None:
         self._writes.discard(write)

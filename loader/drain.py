@@ -41,6 +41,7 @@ from loader.spool import (
     MAX_RECORD_BYTES,
     REJECT,
     SEGMENT_NAME,
+    TOO_MANY_FILES,
     Damage,
     SpoolError,
     count_frames,
@@ -270,7 +271,8 @@ class Drainer:
         finally:
             self._close_store()
             if self._spare is not None:
-                self._remove(self._spare)
+                with contextlib.suppress(OSError):  # it is empty: the next drainer removes it
+                    self._remove(self._spare)
                 self._spare.release()
         return self.summary
 
@@ -311,7 +313,12 @@ class Drainer:
 
     def _adopt(self, path: Path) -> _Claim | None:
         """Take over a batch directory if nobody living holds it."""
-        claim = _hold(path)
+        try:
+            claim = _hold(path)
+        except OSError as error:
+            if error.errno in TOO_MANY_FILES:
+                raise
+            return None  # another user's
         if claim is None:
             return None
         try:
@@ -348,6 +355,7 @@ class Drainer:
                     if claim is not None and (
                         rows + segment_rows > self.options.max_rows
                         or size + segment_size > self.options.max_bytes
+                        or os.path.lexists(claim.path / path.name)  # another one: it goes next
                     ):
                         is_full = True
                         break
@@ -449,7 +457,11 @@ class Drainer:
             self._sequence += 1
             path = self.spool / f"batch-{self._stream}-{self._sequence:08d}.open"
             path.mkdir(mode=0o700)
-            claim = _hold(path)
+            try:
+                claim = _hold(path)
+            except OSError:
+                path.rmdir()
+                raise
             if claim is not None:
                 return claim
 
@@ -627,7 +639,7 @@ def _hold(path: Path) -> _Claim | None:
     """Open and lock a batch directory; None if somebody living has it, or it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if try_lock(descriptor) and _is_at(path, os.fstat(descriptor)):
         return _Claim(path, descriptor)

@@ -541,7 +541,7 @@ class Writer:
         self._disk_bytes = 0
         self._disk_seen = float("-inf")
         self._scan_took = 0.0
-        self._is_scanning = False
+        self._scanner: threading.Thread | None = None
         self._forks = len(_forks)  # last: what is interrupted before it is done again
 
     # ------------------------------------------------------------------ what a caller uses
@@ -856,15 +856,14 @@ class Writer:
                 self._disk_bytes = total + max(0, self._disk_bytes - before)
         except OSError:
             return  # what was counted before stands, and what is written on top
-        finally:
-            self._is_scanning = False
 
     def _scan_if_due(self) -> None:
         """Start counting the directory, in a thread: a sync must not wait for it."""
         pause = max(_SCAN_EVERY, _SCAN_SHARE * self._scan_took)
-        if self._is_scanning or time.monotonic() - self._disk_seen < pause:
+        is_scanning = self._scanner is not None and self._scanner.is_alive()
+        if is_scanning or time.monotonic() - self._disk_seen < pause:
             return
-        self._is_scanning = _start(self._scan_aside, "tokenledger-spool-size") is not None
+        self._scanner = _start(self._scan_aside, "tokenledger-spool-size")
 
     def _open_segment(self) -> _Segment:
         """Make and lock the next segment file. A drainer may take it before it is locked: again."""

@@ -8,6 +8,8 @@ import datetime
 import json
 import logging
 import os
+import signal
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from loader.backend import (
 )
 from loader.errors import StoreError, UsageError
 from loader.spool import read_frames
-from loader.writer import WriterOptions
+from loader.writer import Writer, WriterOptions
 
 ACTOR = types.SimpleNamespace(id="user-1", organization_id="org-actor")
 MINIMAL = {"id": "provider_trace-1", "step_id": "step-1"}
@@ -343,3 +345,60 @@ def test_a_forked_worker_stores_too(tmp_path: Path) -> None:
         "provider_trace-child",
         "provider_trace-parent",
     ]
+
+
+def test_a_child_that_is_forked_within_the_first_write_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_begun, may_go_on = threading.Event(), threading.Event()
+
+    def make(*arguments: Any) -> Writer:
+        if threading.current_thread() is not threading.main_thread():
+            is_begun.set()
+            may_go_on.wait()
+        return Writer(*arguments)
+
+    monkeypatch.setattr("loader.backend.Writer", make)
+    backend = ProviderTraceBackend(tmp_path / "spool")
+    other = threading.Thread(target=backend.create_sync, args=(ACTOR, Trace("provider_trace-p")))
+    other.start()
+    is_begun.wait()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        backend.create_sync(ACTOR, Trace("provider_trace-c"))
+        backend.close()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    may_go_on.set()
+    other.join()
+    backend.close()
+    assert sorted(each["id"] for each in stored(tmp_path / "spool")) == [
+        "provider_trace-c",
+        "provider_trace-p",
+    ]
+
+
+def test_writers_that_are_made_at_once_are_all_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a signal's handler writes within the first write."""
+    backend = ProviderTraceBackend(tmp_path / "spool")
+    is_first = True
+
+    def make(*arguments: Any) -> Writer:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            backend.create_sync(ACTOR, Trace("provider_trace-handler"))
+        return Writer(*arguments)
+
+    monkeypatch.setattr("loader.backend.Writer", make)
+    backend.create_sync(ACTOR, Trace("provider_trace-main"))
+    backend.close()
+    assert backend.failures == 0
+    assert sorted(each["id"] for each in stored(tmp_path / "spool")) == [
+        "provider_trace-handler",
+        "provider_trace-main",
+    ]
+    assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".ready"]

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,73 @@ def test_an_older_copy_of_a_segment_does_not_take_its_place(
     )
     assert done.summary.recovered == (0 if is_copy else 1)
     assert list(copied.iterdir()) == []
+
+
+def test_a_segment_does_not_take_the_place_of_another_within_a_batch(
+    fake: FakeStore, tmp_path: Path
+) -> None:
+    """The first is in the batch already, which still grows, when the second is looked at."""
+    spool = tmp_path / "spool"
+    fill(spool, "a", "b", "c")
+    (first,) = spool.glob("*.ready")
+    other = first.read_bytes()[:-1] + b"?"
+    first.with_suffix(".open").write_bytes(other)
+    drainer = Drainer(spool, Settings(), DrainOptions(follow=True, max_wait=1))
+    fake.after = lambda: drainer.stop() if len(fake.ledger) == 2 else None
+    giving_up = threading.Timer(20, drainer.stop)
+    giving_up.start()
+    drainer.run()
+    giving_up.cancel()
+    assert [(batch.rows, batch.rejects) for batch in fake.ledger.values()] == [(3, 0), (2, 1)]
+    assert list(spool.iterdir()) == []
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_where_no_directory_can_be_opened_none_are_made(
+    fake: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
+) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, "a")
+    real, tries = os.open, list[Any]()
+    told: list[str] = []
+    drainer = Drainer(spool, Settings(), DrainOptions(follow=follow), told.append)
+
+    def scarce(path: Any, flags: int, *mode: Any, **options: Any) -> int:
+        if flags & os.O_DIRECTORY and "batch-" in str(path):
+            tries.append(path)
+            assert len(tries) < 50, "it goes on for ever"
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", scarce)
+    monkeypatch.setattr(drainer._stop, "wait", lambda seconds: drainer.stop())
+    if follow:
+        drainer.run()
+        assert "(Too many open files); trying again" in told[0]
+    else:
+        with pytest.raises(SpoolError, match="Too many open files"):
+            drainer.run()
+    assert tries
+    assert [path.suffix for path in spool.iterdir()] == [".ready"]
+
+
+def test_a_follower_whose_spool_has_gone_ends_when_it_is_stopped(
+    fake: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, "a")
+    told: list[str] = []
+    drainer = Drainer(spool, Settings(), DrainOptions(follow=True, max_wait=0), told.append)
+
+    def wait(seconds: float) -> None:
+        if spool.exists():
+            shutil.rmtree(spool)
+        else:
+            drainer.stop()
+
+    monkeypatch.setattr(drainer._stop, "wait", wait)
+    assert drainer.run().rows == 1
+    assert told == [f"{spool}: cannot be drained (No such file or directory); trying again"]
 
 
 def test_an_older_copy_of_a_batch_stops_nobody(fake: FakeStore, tmp_path: Path) -> None:

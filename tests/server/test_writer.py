@@ -802,6 +802,27 @@ def test_a_spool_that_cannot_be_counted_is_not_empty(
     writer.close()
 
 
+def test_the_spool_is_counted_again_where_counting_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the caller goes on that started it."""
+
+    def start(action: Callable[[], None], name: str) -> threading.Thread:
+        thread = threading.Thread(target=action, name=name)
+        thread.start()
+        thread.join()
+        return thread
+
+    counted: list[Path] = []
+    monkeypatch.setattr(writer_module, "_start", start)
+    monkeypatch.setattr(writer_module, "disk_bytes", lambda spool: counted.append(spool) or 0)
+    monkeypatch.setattr(writer_module, "_SCAN_EVERY", 0)
+    writer = Writer(tmp_path / "spool")
+    for _ in range(3):
+        writer._scan_if_due()
+    assert len(counted) == 3
+
+
 def test_a_directory_that_cannot_be_opened_is_synced_in_the_next_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
