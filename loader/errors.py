@@ -7,6 +7,7 @@ Owns the tree; refuses to print. Each message is one line: what, where, what to 
     ├── SourceError         2   a file or stream cannot be read (further)
     │   └── BrokenError         it is read, and ends where it should not
     │       └── DamagedError        what its bytes were is not known
+    │           └── ExpansionError      as it expands too far to be read to its check
     └── StoreError          3   the store is unreachable, refuses, or lost an answer
         ├── StoreLockedError    another process holds the embedded store
         └── SourceTakenError    another process holds the file, or landed it meanwhile
@@ -19,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "BrokenError",
     "DamagedError",
+    "ExpansionError",
     "LoaderError",
     "SourceError",
     "SourceTakenError",
@@ -50,7 +52,7 @@ class BrokenError(SourceError):
 
 
 class DamagedError(BrokenError):
-    """A compressed file or stream is not what it was.
+    """A compressed file or stream is not what it was, or may not be.
 
     Attributes
     ----------
@@ -61,6 +63,10 @@ class DamagedError(BrokenError):
     def __init__(self, message: str, intact_until: int) -> None:
         super().__init__(message)
         self.intact_until = intact_until
+
+
+class ExpansionError(DamagedError):
+    """A compressed file or stream expands beyond the limit, and was not read to its check."""
 
 
 class StoreError(LoaderError):

@@ -25,6 +25,7 @@ import zstandard
 from loader.errors import (
     BrokenError,
     DamagedError,
+    ExpansionError,
     SourceError,
     SourceTakenError,
     UsageError,
@@ -44,6 +45,7 @@ _LOOK_AGAIN_SECONDS = 0.1
 _ZSTD_STEP = 2048
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_COMPRESSED_NAMES = (".gz", ".zst", ".zstd")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Source:
         try:
             while not stream.is_plain and stream.read():
                 pass
+        except ExpansionError as error:
+            return error
         except DamagedError as error:
             return DamagedError(
                 f"{self.name}: is damaged behind byte {error.intact_until:,} of what it expands "
@@ -109,7 +113,7 @@ class Source:
                 error.intact_until,
             )
         except BrokenError:
-            pass  # it ends early, or expands too far: what comes before that is what it was
+            pass  # it ends early: what comes before that is what it was
         finally:
             stream.close()
         return None
@@ -154,6 +158,8 @@ class Stream:
             self._chunks = self._gunzip(first)
         elif first == _ZSTD_MAGIC or (first[1:] == b"\x2a\x4d\x18" and first[0] & 0xF0 == 0x50):
             self._chunks = self._unzstd(first)
+        elif self._is_begun_magic(first):
+            self._chunks = self._cut_off()
         else:
             self.is_plain = True
             self._ahead = first
@@ -272,10 +278,11 @@ class Stream:
         limits = self._settings
         allowed = limits.expansion_grace_bytes + limits.max_expansion_ratio * self._compressed_bytes
         if self._expanded_bytes > allowed:
-            raise BrokenError(
+            raise ExpansionError(
                 f"{self.name}: {self._compressed_bytes:,} compressed bytes expand to more than "
                 f"{allowed:,}; stopped. If that is right, raise TOKENLEDGER_MAX_EXPANSION_RATIO "
-                f"(now {limits.max_expansion_ratio}) and run it again."
+                f"(now {limits.max_expansion_ratio}) and run it again.",
+                self._whole_bytes,
             )
 
     def _early_end(self, kind: str) -> BrokenError:
@@ -291,6 +298,18 @@ class Stream:
             f"{self._whole_bytes:,}: land a file, which is read to its end first.",
             self._whole_bytes,
         )
+
+    def _is_begun_magic(self, first: bytes) -> bool:
+        """Say whether a file that is named as a compressed one has a part of the first bytes."""
+        return (
+            first != b""
+            and self.name.endswith(_COMPRESSED_NAMES)
+            and any(magic.startswith(first) for magic in (_GZIP_MAGIC, _ZSTD_MAGIC))
+        )
+
+    def _cut_off(self) -> Iterator[bytes]:
+        raise self._early_end("compressed")
+        yield  # a generator, as the others are
 
     def _gunzip(self, data: bytes) -> Iterator[bytes]:
         self._compressed_bytes += len(data)
@@ -337,7 +356,12 @@ class Stream:
                 frame, begun = decompressor.decompressobj(), True
             try:
                 out = frame.decompress(data)
-            except zstandard.ZstdError:
+            except zstandard.ZstdError as error:
+                if "too much memory" in str(error):
+                    raise SourceError(
+                        f"{self.name}: needs more memory to be expanded than zstd takes without "
+                        "being told to (128 MiB): compress it anew without --long and --ultra."
+                    ) from None
                 raise self._broken("zstd") from None
             data = b""
             self._expand(out)

@@ -12,6 +12,7 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -29,7 +30,7 @@ from loader.batches import (
     encode_batch,
     follow_chain,
 )
-from loader.errors import DamagedError, SourceError
+from loader.errors import DamagedError, ExpansionError, SourceError
 from loader.formats import Framer, Record, Rejection
 from loader.landing import _read
 from loader.settings import Settings
@@ -492,6 +493,22 @@ def test_a_damaged_file_that_is_mended_lands_once(file: File, pack: str, place: 
     assert sum(batch.rows for batch in new) == 3000
     assert file.landed[-1][1] == len(whole) + len(other)
     assert [end for _, end in file.landed[:-1]] == [start for start, _ in file.landed[1:]]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_of_what_expands_too_far_the_members_before_it_land(file: File, pack: Any) -> None:
+    """It is not read to its check: what it begins with may be damaged."""
+    limited = dataclasses.replace(SMALL, expansion_grace_bytes=1_000_000, max_expansion_ratio=1)
+    first = LINE + b"\n"
+    noise = hashlib.shake_128(b"noise").hexdigest(100_000).encode()
+    other = b'{"request_json":"%s"}\n' % noise + b"x" * 5_000_000 + b"\n"
+    packed = pack(first) + pack(other)
+    new = file.land(packed, limited)
+    assert [batch.end for batch in new] == [len(first)]
+    with pytest.raises(ExpansionError, match="raise TOKENLEDGER_MAX_EXPANSION_RATIO"):
+        list(_read(file.source, file.entries, FRAMER, limited))
+    file.land(packed)
+    assert file.landed[-1][1] == len(first) + len(other)
 
 
 def test_the_same_file_again_has_nothing_new(file: File) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from loader.errors import SourceError, SourceTakenError, UsageError
+from loader.errors import BrokenError, SourceError, SourceTakenError, UsageError
 from loader.settings import Settings
 from loader.sources import Source, Stream, find_sources, hold
 
@@ -90,6 +90,25 @@ def test_a_stream_that_expands_without_end_is_stopped(pack) -> None:  # type: ig
     with pytest.raises(SourceError, match="TOKENLEDGER_MAX_EXPANSION_RATIO"):
         read_all(pack(bytes(50_000_000)), limited)
     assert read_all(pack(TEXT), limited) == TEXT
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_the_first_bytes_of_a_compressed_file_are_no_text(pack) -> None:  # type: ignore[no-untyped-def]
+    for count in range(1, 4):
+        stream = Stream(io.BytesIO(pack(TEXT)[:count]), "file.zst", SETTINGS)
+        with pytest.raises(BrokenError, match="ends early"):
+            stream.read()
+    assert read_all(b"(") == b"(", "by no name of a compressed file"
+    assert Stream(io.BytesIO(b"{}\n"), "file.gz", SETTINGS).read() == b"{}\n"
+
+
+def test_a_window_that_takes_too_much_memory_is_no_damage() -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    packed = writer.compress(TEXT) + writer.flush()
+    with pytest.raises(SourceError, match="compress it anew without --long") as caught:
+        read_all(packed)
+    assert not isinstance(caught.value, BrokenError)
 
 
 def test_what_comes_late_is_waited_for(tmp_path: Path) -> None:
