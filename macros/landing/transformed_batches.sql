@@ -19,6 +19,50 @@
     {%- endif -%}
 {%- endmacro -%}
 
+{#- on-run-start, and of operations: dbt swaps in a rebuilt llm_traces that is sharded by four renames. Killed
+    between two it leaves one of the pair. The part on a shard is the one that was there then, as dbt drops what it
+    set aside; what spans the shards is made anew, as without it dbt would append to the part what it holds. -#}
+{%- macro end_swap() -%}
+    {%- if var('sharded', false) -%}
+        {%- set spanning = api.Relation.create(database='', schema=target.schema, identifier='llm_traces', type='table') -%}
+        {%- set local = spanning.incorporate(path={'identifier': 'llm_traces_local'}) -%}
+        {%- set former = spanning.incorporate(path={'identifier': 'llm_traces_local__dbt_backup'}) -%}
+        {%- set there = {} -%}
+        {%- for row in run_query(
+            'select name, engine from system.tables where database = ' ~ sql_text(target.schema) ~ " and startsWith(name, 'llm_traces')"
+        ).rows -%}
+            {%- do there.update({row[0]: row[1]}) -%}
+        {%- endfor -%}
+        {%- if spanning.identifier in there and local.identifier not in there -%}
+            {%- if former.identifier not in there -%}
+                {%- do free_run_lock() -%}
+                {{ exceptions.raise_compiler_error(
+                    'there is ' ~ spanning ~ ', and no ' ~ local ~ ' here, which holds its rows. Make it on this server as it is on the '
+                    ~ 'others; or, where it is gone from all of them, drop table ' ~ spanning ~ on_cluster() ~ ' and run again, which builds it anew.'
+                ) }}
+            {%- endif -%}
+            {%- do run_query('rename table ' ~ former ~ ' to ' ~ local ~ on_cluster()) -%}
+            {%- do adapter.cache_dropped(former) -%}
+            {%- if load_relation(local) is none -%}
+                {%- do adapter.cache_added(load_relation(spanning).incorporate(path={'identifier': local.identifier})) -%}
+            {%- endif -%}
+        {%- elif local.identifier in there and spanning.identifier not in there -%}
+            {%- do run_query(
+                'create table ' ~ spanning ~ on_cluster() ~ ' as ' ~ local ~ " engine = Distributed('" ~ target.cluster ~ "', '" ~ local.schema
+                ~ "', '" ~ local.identifier ~ "', " ~ graph.nodes['model.' ~ project_name ~ '.llm_traces'].config.sharding_key ~ ')'
+            ) -%}
+            {%- if load_relation(spanning) is none -%}
+                {%- do adapter.cache_added(load_relation(local).incorporate(path={'identifier': spanning.identifier})) -%}
+            {%- endif -%}
+        {%- endif -%}
+        {%- for name in ['llm_traces_temp', 'llm_traces__dbt_backup'] if there.get(name) == 'Distributed' -%}
+            {%- set left = spanning.incorporate(path={'identifier': name}) -%}
+            {%- do run_query('drop table if exists ' ~ left ~ on_cluster() ~ ' sync') -%}
+            {%- do adapter.cache_dropped(left) -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+
 {#- dbt creates a table first and its indexes in a statement of their own: a run killed between the
     two leaves a table without. Adding them again where they are missing costs nothing. -#}
 {%- macro mend_indexes() -%}

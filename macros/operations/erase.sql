@@ -197,7 +197,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {%- if not dry_run -%}
         {#- Of an id that goes, an arrival that stays may be the trace from now on: look again. By the list,
             and not by what is there still: a run may have come between a kill and this call. -#}
-        {%- for ledger in built_tables() if 'batch_id' in ledger.columns and 'id' not in ledger.columns -%}
+        {%- for ledger in built_tables() if ledger.is_ledger -%}
             {%- do run_and_wait(
                 'alter table ' ~ storage_of(ledger.relation) ~ on_cluster() ~ ' delete where batch_id in ('
                 ~ 'select batch_id from ' ~ ref('int_traces__unioned') ~ ' where id in (select id from ' ~ list ~ ')'
@@ -468,7 +468,8 @@ having argMax(raw_table, retired_at) = '{{ raw_table }}'
     {%- do drop_copies() -%}
 {%- endmacro -%}
 
-{#- The tables that dbt builds from llm_traces, each with its relation and the names of its columns. -#}
+{#- The tables that dbt builds from llm_traces: each with its relation, the names of its columns, and whether it
+    is a ledger of the batches that were built, or has what was made of a trace. -#}
 {%- macro built_tables() -%}
     {%- set tables = [] -%}
     {%- for node in graph.nodes.values()
@@ -476,9 +477,12 @@ having argMax(raw_table, retired_at) = '{{ raw_table }}'
         and node.config.materialized not in ('view', 'ephemeral') -%}
         {%- set relation = load_relation(api.Relation.create(database='', schema=node.schema, identifier=node.alias)) -%}
         {%- if relation is not none -%}
+            {%- set columns = adapter.get_columns_in_relation(relation) | map(attribute='name') | list -%}
             {%- do tables.append({
                 'relation': relation,
-                'columns': adapter.get_columns_in_relation(relation) | map(attribute='name') | list,
+                'columns': columns,
+                'is_ledger': 'batch_id' in columns and 'id' not in columns,
+                'is_by_trace': 'id' in columns and 'kept_batch_id' not in columns,
             }) -%}
         {%- endif -%}
     {%- endfor -%}

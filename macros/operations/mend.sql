@@ -225,7 +225,8 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
 
     {#- What was built of a trace that is lost for good, or gives its place to another arrival of its id. -#}
     {%- set whole = 'select id, batch_id, created_at from ' ~ ref('int_traces__unioned') ~ ' where batch_id not in (' ~ short ~ ')' -%}
-    {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
+    {%- set tables = built_tables() -%}
+    {%- for table in tables if table.is_by_trace -%}
         {%- set condition = '(id, batch_id) not in (select id, batch_id from ' ~ llm_traces ~ ') and (id in (select id from ' ~ llm_traces
             ~ ') or (id, batch_id, created_at) not in (' ~ whole ~ ') and (batch_id not in (' ~ short ~ ' union distinct ' ~ lost_batches() ~ ') or id in (select id from (' ~ whole ~ '))))' -%}
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] | int -%}
@@ -233,7 +234,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
             {%- do print(table.relation.identifier ~ ': ' ~ count ~ ' rows of traces that are lost') -%}
             {%- if not dry_run -%}
                 {#- Another arrival may be the trace since, and be counted as built by these. -#}
-                {%- for ledger in built_tables() if 'batch_id' in ledger.columns and 'id' not in ledger.columns and ledger.relation.identifier != 'transformed_batches' -%}
+                {%- for ledger in tables if ledger.is_ledger and ledger.relation.identifier != 'transformed_batches' -%}
                     {%- do run_and_wait('alter table ' ~ storage_of(ledger.relation) ~ on_cluster() ~ ' delete where batch_id in (select batch_id from '
                         ~ llm_traces ~ ' where id in (select id from ' ~ table.relation ~ ' where ' ~ condition ~ '))') -%}
                 {%- endfor -%}
@@ -257,10 +258,10 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
         ' union distinct select batch_id from ' ~ ref('int_traces__unioned') ~ ' where (id, batch_id, position) not in (select id, '
         ~ 'batch_id, position from ' ~ llm_traces ~ ')' if has_lost_conflicts else ''
     ) -%}
-    {%- for table in built_tables() if 'id' in table.columns and 'kept_batch_id' not in table.columns -%}
+    {%- for table in tables if table.is_by_trace -%}
         {%- do lost.append('select batch_id from ' ~ llm_traces ~ ' where id not in (select id from ' ~ table.relation ~ ')') -%}
     {%- endfor -%}
-    {%- for table in built_tables() if 'batch_id' in table.columns and 'id' not in table.columns -%}
+    {%- for table in tables if table.is_ledger -%}
         {%- set condition = 'batch_id in ('
             ~ (to_look_at if table.relation.identifier == 'transformed_batches' else lost | join(' union distinct ')) ~ ')' -%}
         {%- set count = run_query('select count() from ' ~ table.relation ~ ' where ' ~ condition).rows[0][0] -%}

@@ -104,17 +104,17 @@ fsync_after_insert = 1, fsync_part_directory = 1
 {#- Copies of traces that a killed run of dbt left. -#}
 {%- macro drop_copies() -%}
     {%- do drop_leftovers(
-        "match(name, '__dbt_(backup|tmp|new_data.*)$') and splitByString('__dbt_', name)[1] in (" ~ model_names() ~ ')'
+        "match(name, '__dbt_(backup|tmp|new_data.*)$') and " ~ is_of_model("splitByString('__dbt_', name)[1]")
     ) -%}
 {%- endmacro -%}
 
-{#- The names of this project's models, as a list in SQL: the schema may hold other tables. -#}
-{%- macro model_names() -%}
+{#- The condition that a table is one of this project's models, or its part on a shard: the schema may hold others. -#}
+{%- macro is_of_model(table_name) -%}
     {%- set names = [] -%}
     {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.package_name == project_name -%}
         {%- do names.append(sql_text(node.alias)) -%}
     {%- endfor -%}
-    {{ return(names | join(', ')) }}
+    {{ return('replaceRegexpOne(' ~ table_name ~ ", '_local$', '') in (" ~ names | join(', ') ~ ')') }}
 {%- endmacro -%}
 
 {#- End the unfinished deletes that ask for a table. Not on the cluster, which would take rights over all of it: of a
@@ -133,7 +133,9 @@ fsync_after_insert = 1, fsync_part_directory = 1
     {%- do run_query('drop table if exists ' ~ target.schema ~ '.`' ~ name ~ '`' ~ on_cluster() ~ ' sync') -%}
 {%- endmacro -%}
 
-{#- Run a statement and wait until it has taken effect on every replica. -#}
+{#- Run a statement and wait until it has taken effect on every replica. Not where another run has taken over,
+    which may have built since what this one asked for. -#}
 {%- macro run_and_wait(statement) -%}
+    {%- do keep_run_lock() -%}
     {%- do run_query(statement ~ ' settings mutations_sync = 2, alter_sync = 2, allow_nondeterministic_mutations = 1') -%}
 {%- endmacro -%}

@@ -174,7 +174,8 @@ transformed_at.
         {%- do free_run_lock() -%}
         {{ exceptions.raise_compiler_error('reparse: a sharded llm_traces cannot be reparsed, as months are swapped in one by one. Build it anew on purpose (docs/retention.md, Rebuilding llm_traces).') }}
     {%- endif -%}
-    {%- set side = llm_traces.incorporate(path={'identifier': 'llm_traces__reparse'}) -%}
+    {#- By a name of this call's own: who slept and was taken over swaps in nothing of another. -#}
+    {%- set side = llm_traces.incorporate(path={'identifier': 'llm_traces__reparse_' ~ local_md5(invocation_id)}) -%}
     {%- set names = parsed_columns().keys() | list -%}
     {%- set contract = graph.nodes['model.' ~ project_name ~ '.llm_traces'].columns.keys() | list -%}
     {%- set kept = [] -%}
@@ -227,16 +228,14 @@ transformed_at.
         {#- Models made of llm_traces first: killed before the swap, they are made anew from what there is. And of
             these the ledgers first: what is in one is not looked at. -#}
         {%- set changed = 'from ' ~ side ~ " where transformed_at >= '" ~ began ~ "'" -%}
-        {%- set made = [] -%}
-        {%- for table in built_tables() if 'kept_batch_id' not in table.columns and table.relation.identifier != 'transformed_batches' -%}
-            {%- do made.append(table) -%}
-        {%- endfor -%}
-        {%- for table in made if 'batch_id' in table.columns and 'id' not in table.columns -%}
+        {%- set made = built_tables() -%}
+        {%- for table in made if table.is_ledger and table.relation.identifier != 'transformed_batches' -%}
             {%- do run_and_wait('alter table ' ~ table.relation ~ on_cluster() ~ ' delete where batch_id in (select batch_id ' ~ changed ~ ')') -%}
         {%- endfor -%}
-        {%- for table in made if 'id' in table.columns -%}
+        {%- for table in made if table.is_by_trace -%}
             {%- do run_and_wait('alter table ' ~ table.relation ~ on_cluster() ~ ' delete where id in (select id ' ~ changed ~ ')') -%}
         {%- endfor -%}
+        {%- do keep_run_lock() -%}
         {%- do run_query('alter table ' ~ llm_traces ~ on_cluster() ~ " replace partition id '" ~ row[0] ~ "' from " ~ side) -%}
         {%- do print('reparse: month ' ~ row[0] ~ ' done, ' ~ row[1] ~ ' traces read again') -%}
     {%- endfor -%}

@@ -71,12 +71,12 @@ The embedded engine needs none of this: one process at a time holds the path.
         {%- for helper in ['llm_traces__reparse', 'retire_kept_'] -%}
             {%- do end_deletes_by(helper) -%}
         {%- endfor -%}
-        {%- do drop_leftovers("name = 'llm_traces__reparse'") -%}
-        {%- set names = model_names() -%}
+        {%- do drop_leftovers("startsWith(name, 'llm_traces__reparse')") -%}
+        {%- do end_swap() -%}
         {%- set failing = [] -%}
         {%- set unfinished = run_query(
             'select `table`, mutation_id, latest_fail_reason from system.mutations where database = ' ~ sql_text(target.schema)
-            ~ " and not is_done and replaceRegexpOne(`table`, '_local$', '') in (" ~ names ~ ') order by `table`, mutation_id'
+            ~ ' and not is_done and ' ~ is_of_model('`table`') ~ ' order by `table`, mutation_id'
         ).rows -%}
         {%- for row in unfinished if row[2] -%}
             {%- do failing.append(row[0]) -%}

@@ -95,9 +95,18 @@ def test_the_whole_path_on_a_cluster_of_one(tmp_path: Path, is_sharded: bool) ->
         assert stored == [{"traces": 30, "ids": 30, "tokens": sum(range(30))}]
         assert project.value("select count() from llm_trace_costs") == 30
 
-        operation(project, "erase", "{organization: org-1}", **variables)
-        operation(project, "retire", **variables)
-        operation(project, "mend", **variables)
+        # What a killed run leaves.
+        stored_in = "llm_traces_local" if is_sharded else "llm_traces"
+        copy = f"create table {stored_in}__dbt_backup on cluster main as {stored_in}"
+        for name, argument in (
+            ("erase", "{organization: org-1}"),
+            ("retire", "{}"),
+            ("mend", "{}"),
+        ):
+            if name != "mend":
+                project.query(copy, f"insert into {stored_in}__dbt_backup select * from llm_traces")
+            operation(project, name, argument, **variables)
+            assert named(project) == sorted({"llm_traces", stored_in})
         project.dbt("run", *given)
         left = [n for n in range(30) if n % 3 != 1]
         stored = project.query(f"{traces} from llm_traces")
@@ -119,6 +128,66 @@ def test_the_whole_path_on_a_cluster_of_one(tmp_path: Path, is_sharded: bool) ->
         ]
         replicated = re.compile(r"(?i)alter table \S+ (replace partition|add projection)")
         assert [text for text in apart if not replicated.match(text)] == []
+
+
+def named(project: Project) -> list[str]:
+    """Return the tables that llm_traces consists of, and what is left of others."""
+    rows = project.query(
+        "select name from system.tables where name like 'llm_traces%' and engine != 'View'"
+        " order by name"
+    )
+    return [row["name"] for row in rows]
+
+
+RENAMES = (
+    r"rename table \S*llm_traces_local\W* to",
+    r"rename table \S*llm_traces_local__dbt_tmp\W* to",
+    r"rename table \S*llm_traces\W* to",
+    r"rename table \S*llm_traces_temp\W* to",
+    r"drop table \S* *\S*llm_traces_local__dbt_backup",
+)
+
+
+@pytest.mark.parametrize(
+    "killed_before",
+    [pytest.param(RENAMES[n], marks=[] if n in (1, 3) else pytest.mark.long) for n in range(5)],
+)
+def test_a_sharded_rebuild_that_was_killed_leaves_one_whole_table(
+    tmp_path: Path, killed_before: str
+) -> None:
+    variables = {"sharded": True, "run_lock_stale_seconds": 5}
+    with Front(tmp_path / "server", user="ledger", password="secret", cluster="main") as front:
+        project = Project(tmp_path / "project", front.env())
+        project.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(20)])))
+        built = ("run", "--select", "+transformed_batches", "--vars", json.dumps(variables))
+        project.dbt(*built)
+        rebuilt = json.dumps({**variables, "rebuild_llm_traces": True})
+        rebuild = ("run", "--select", "llm_traces", "--full-refresh", "--vars", rebuilt)
+        assert project.dbt_killed_before(killed_before, 1, *rebuild)
+
+        counted = "select count() as traces, uniqExact(id) as ids from llm_traces"
+        for command in (built, rebuild, built):
+            project.dbt(*command)
+            assert project.query(counted) == [{"traces": 20, "ids": 20}]
+            assert project.value("select count() from int_batches__pending") == 0 or (
+                command == rebuild
+            )
+        assert named(project) == ["llm_traces", "llm_traces_local"]
+
+
+def test_a_server_that_lacks_its_part_of_a_sharded_table_is_named(tmp_path: Path) -> None:
+    """Built anew, the parts on other shards would be dropped."""
+    sharded = ("--vars", "sharded: true")
+    with Front(tmp_path / "server", user="ledger", password="secret", cluster="main") as front:
+        project = Project(tmp_path / "project", front.env())
+        project.loader(str(write(tmp_path / "a.ndjson", [record(1)])))
+        project.dbt("run", "--select", "+transformed_batches", *sharded)
+        project.query("rename table llm_traces_local to moved")
+        refused = project.dbt("run", "--select", "+transformed_batches", *sharded, expect=2)
+        assert "no `llm`.`llm_traces_local` here, which holds its rows" in refused.stdout
+        project.query("rename table moved to llm_traces_local")
+        project.dbt("run", "--select", "+transformed_batches", *sharded)
+        assert project.value("select count() from llm_traces") == 1
 
 
 def test_the_loader_waits_for_a_quorum_and_reads_what_it_answered() -> None:

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.operations.test_reparse import operation
+import pytest
+
+from tests.operations.test_reparse import landed, operation, spoil
 from tests.support.project import Project
 from tests.test_pipeline import record, write
 
@@ -75,6 +77,35 @@ def test_an_owner_that_was_passed_over_stops_before_its_next_model(server: Proje
     stdout, _ = process.communicate()
     assert process.returncode == 1
     assert "lost its lock to 11111111-2222" in stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "asleep_before"),
+    [
+        # What it asks for is done when it wakes, and nothing behind that.
+        ("reparse", "{apply: true}", "delete where id in"),
+        ("erase", "{organization: org-1}", "delete where"),
+    ],
+)
+def test_an_operation_that_was_passed_over_stops_before_it_changes_a_trace(
+    server: Project, tmp_path: Path, name: str, args: str, asleep_before: str
+) -> None:
+    landed(server, tmp_path, rows=6)
+    spoil(server)
+    operation(server, "reparse")
+    stored = "select * from llm_traces order by id"
+    traces = server.query(stored)
+    asked = ("run-operation", name, "--args", args)
+    process = server.dbt_stopped_before(asleep_before, 1, *asked)
+    make_lock(server, 99, "11111111-2222-3333-4444-555555555555")
+    process.send_signal(signal.SIGCONT)
+    stdout, _ = process.communicate()
+    assert process.returncode == 1
+    assert "lost its lock to 11111111-2222" in stdout
+    assert server.query(stored) == traces
+    assert server.value("select count() from raw_traces") == 6
+    operation(server, name, args)
+    assert server.query(stored) != traces
 
 
 def test_a_lock_is_not_freed_while_a_statement_of_the_run_goes_on(server: Project) -> None:

@@ -1,8 +1,8 @@
-"""dbt on the embedded engine, killed right before a statement.
+"""dbt, killed or stopped right before a statement.
 
-    python -m tests.support.killed_dbt PATTERN NUMBER run-operation mend …
+    python -m tests.support.killed_dbt SIGKILL PATTERN NUMBER run-operation mend …
 
-The process ends by SIGKILL before the `NUMBER`-th statement that matches (from 1). Where there are
+The process gets the signal before the `NUMBER`-th statement that matches (from 1). Where there are
 fewer, it ends as dbt does.
 """
 
@@ -14,32 +14,33 @@ import signal
 import sys
 from typing import Any
 
-from dbt.adapters.chdb.client import ChdbClient
+from dbt.adapters.clickhouse.httpclient import ChHttpClient
 
 
-def kill_before(pattern: str, number: int) -> None:
-    """Let this process die before a statement that its client sends."""
+def signal_before(number_of_signal: int, pattern: str, number: int) -> None:
+    """Send this process a signal before a statement that its client sends, to whatever engine."""
     left = number
 
     def wrapped(name: str) -> None:
-        send = getattr(ChdbClient, name)
+        send = getattr(ChHttpClient, name)
 
-        def sent(client: ChdbClient, sql: str, **options: Any) -> Any:
+        def sent(client: ChHttpClient, sql: str, **options: Any) -> Any:
             nonlocal left
-            left -= re.search(pattern, sql, re.IGNORECASE | re.DOTALL) is not None
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if re.search(pattern, sql, re.IGNORECASE | re.DOTALL):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), number_of_signal)
             return send(client, sql, **options)
 
-        setattr(ChdbClient, name, sent)
+        setattr(ChHttpClient, name, sent)
 
     for name in ("query", "command"):
         wrapped(name)
 
 
 if __name__ == "__main__":
-    pattern, number, *arguments = sys.argv[1:]
-    kill_before(pattern, int(number))
+    signal_name, pattern, number, *arguments = sys.argv[1:]
+    signal_before(signal.Signals[signal_name], pattern, int(number))
     from dbt.cli.main import cli
 
     sys.argv = ["dbt", *arguments]

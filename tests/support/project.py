@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,31 @@ class Project:
         return self.start(str(DBT), *arguments, **options)
 
     def dbt_killed_before(self, pattern: str, number: int, *arguments: str) -> bool:
-        """Run dbt on the embedded engine until a statement (`tests.support.killed_dbt`).
+        """Run dbt until a statement (`tests.support.killed_dbt`).
 
         Returns
         -------
         bool
             Whether there was such a statement.
         """
-        module = (sys.executable, "-m", "tests.support.killed_dbt", pattern, str(number))
-        done = self._finish(self.start(*module, *arguments), None, None)
+        done = self._finish(self._start_until("SIGKILL", pattern, number, arguments), None, None)
         assert done.returncode in (0, -signal.SIGKILL), f"{done.stdout}\n{done.stderr}"
         return done.returncode != 0
+
+    def dbt_stopped_before(
+        self, pattern: str, number: int, *arguments: str
+    ) -> subprocess.Popen[str]:
+        """Run dbt until a statement, where it sleeps (SIGSTOP), and return its process."""
+        process = self._start_until("SIGSTOP", pattern, number, arguments)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert process.poll() is None, "\n".join(process.communicate())
+        return process
+
+    def _start_until(
+        self, name: str, pattern: str, number: int, arguments: Sequence[str]
+    ) -> subprocess.Popen[str]:
+        module = (sys.executable, "-m", "tests.support.killed_dbt", name, pattern, str(number))
+        return self.start(*module, *arguments)
 
     def loader(
         self, *arguments: str, expect: int | None = 0, stdin: str | None = None
