@@ -204,17 +204,19 @@ class ProviderTraceBackend:
 
     def close(self) -> None:
         """Flush and close the writer, and close the reader."""
-        while self._writers:
-            self._writers.pop().close()
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.close()
         for reader in self._readers:
             reader.close()
 
     # ------------------------------------------------------------------------------------
 
     def _open_writer(self) -> Writer:
-        if not self._writers:
-            self._writers.append(Writer(self._spool, self._options))
-        return self._writers[0]
+        writers = self._writers
+        if not writers:
+            writers.append(Writer(self._spool, self._options))
+        return writers[0]
 
     def _read(self, step_id: str, organization_id: str) -> Mapping[str, Any] | None:
         if not self._readers:

@@ -23,6 +23,7 @@ from loader.documents import (
     add_file_arguments,
     aware,
     csv_rows,
+    find_documents,
     insert_statements,
     object_of,
     read_text,
@@ -32,7 +33,7 @@ from loader.documents import (
 )
 from loader.errors import SourceError
 from loader.settings import Settings
-from loader.sources import STDIN, Source, find_sources
+from loader.sources import Source
 from loader.store import Store, open_store
 
 __all__ = ["TABLES", "Subscription", "Summary", "land_subscriptions", "read_subscriptions"]
@@ -115,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Land the files, print the summary, and return 0, or 1 if records were rejected."""
-    sources, _ = find_sources(args.files or [STDIN])
+    sources = find_documents(args.files)
     summary = Summary()
     with open_store(settings, lambda text: print(text, file=sys.stderr)) as store:
         store.ensure_tables("landing/billing_tables.sql", "billing_tables_ddl", TABLES)

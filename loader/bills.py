@@ -27,6 +27,7 @@ from loader.documents import (
     add_file_arguments,
     aware,
     csv_rows,
+    find_documents,
     insert_statements,
     json_documents,
     read_text,
@@ -36,7 +37,7 @@ from loader.documents import (
 )
 from loader.errors import SourceError
 from loader.settings import Settings
-from loader.sources import STDIN, Source, find_sources
+from loader.sources import Source
 from loader.store import Store, open_store
 
 __all__ = ["BillFormat", "BillLine", "Period", "Summary", "land_periods", "read_bill"]
@@ -84,8 +85,8 @@ class BillFormat:
             return False
         if any(document.get(key) != value for key, value in self.match.items()):
             return False
-        buckets = _objects(document.get(self.buckets)) if self.buckets else []
-        rows = [row for bucket in buckets for row in _objects(bucket.get(self.rows))]
+        buckets = _objects(document.get(self.buckets) or []) if self.buckets else []
+        rows = [row for bucket in buckets for row in _objects(bucket.get(self.rows) or [])]
         return all(key in bucket for bucket in buckets[:1] for key in self.first_bucket) and all(
             key in row for row in rows[:1] for key in self.first_row
         )
@@ -166,7 +167,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Land the files and print the summary."""
     formats = read_formats()
-    sources, _ = find_sources(args.files or [STDIN])
+    sources = find_documents(args.files)
     # All files are read before the first is landed: a bill that is broken lands nothing.
     bills = [
         (source.name, read_bill(source, settings, formats, args.provider)) for source in sources
@@ -330,6 +331,8 @@ def _json_lines(
         bill = _recognised(document, [one for one in formats if one.kind == "json"], f"page {page}")
         for number, bucket in enumerate(_objects(document[bill.buckets])):
             where = f"page {page}, {bill.buckets}[{number}]"
+            if not isinstance(bucket.get(bill.rows), list):
+                raise ValueError(f"{where}: {bill.rows}, the list of what was charged, is missing")
             try:
                 written = json.dumps(bucket, sort_keys=True)
             except RecursionError:  # writing takes a few levels more than reading did
@@ -419,6 +422,8 @@ def _line(
 def _amount(text: str, bill: BillFormat) -> Decimal:
     """Read an amount exactly, in whole currency units, to twelve decimals."""
     wrong = f"{bill.fields['amount']} is no amount: write it like 12.34"
+    if "_" in text:  # which Python allows between digits
+        raise ValueError(wrong)
     try:
         with localcontext(prec=2 * _DIGITS, rounding=ROUND_HALF_EVEN):
             value = Decimal(text) / bill.divisor
@@ -438,9 +443,7 @@ def _at(row: Mapping[str, Any], path: str) -> Any:
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
-    """Give a list's objects; what is no list has none."""
-    if value is None:
-        return []
+    """Give a list's objects."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ValueError("the list of periods or lines is no list of objects")
     return value

@@ -20,11 +20,19 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from loader.errors import SourceError, SourceTakenError, StoreError
+from loader.errors import (
+    BrokenError,
+    ExpansionError,
+    SourceError,
+    SourceTakenError,
+    StoreError,
+    UsageError,
+)
 from loader.settings import MEBIBYTE, Settings
-from loader.sources import Source, hold
+from loader.sources import STDIN, Source, find_sources, hold
 from loader.store import Store
 
 __all__ = [
@@ -212,6 +220,23 @@ class JsonNumber(str):
     """A JSON number, as the text it was written as: no float ever stands between."""
 
 
+def find_documents(files: Sequence[str]) -> list[Source]:
+    """Give the files, or standard input where none is named.
+
+    Raises
+    ------
+    UsageError
+        If one is a folder: of that only what traces are in would be read.
+    SourceError
+        If one is missing.
+    """
+    for name in files:
+        if Path(name).is_dir():
+            raise UsageError(f"{name}: is a folder: name its files, as in {name.rstrip('/')}/*.")
+    sources, _ = find_sources(files or [STDIN])
+    return sources
+
+
 def read_text(source: Source, settings: Settings) -> str:
     """Read a source to its end, decompressed.
 
@@ -230,6 +255,12 @@ def read_text(source: Source, settings: Settings) -> str:
                     f"{source.name}: larger than {MAX_BYTES // MEBIBYTE} MiB. Nothing of it was "
                     "landed; split it."
                 )
+    except ExpansionError:
+        raise
+    except BrokenError:
+        raise SourceError(
+            f"{source.name}: ends early, or is damaged. Nothing of it was landed."
+        ) from None
     finally:
         stream.close()
     try:

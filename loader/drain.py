@@ -351,6 +351,9 @@ class Drainer:
                         segment_size = path.lstat().st_size
                     except FileNotFoundError:
                         continue
+                    if claim is not None and _begins_with(claim.path / path.name, path):
+                        path.unlink(missing_ok=True)  # an older copy
+                        continue
                     segment_rows, _, _ = count_frames(path)
                     if claim is not None and (
                         rows + segment_rows > self.options.max_rows

@@ -66,7 +66,7 @@ class DamagedError(BrokenError):
 
 
 class ExpansionError(DamagedError):
-    """A compressed file or stream expands beyond the limit, and was not read to its check."""
+    """A compressed file or stream takes more room than it may, and was not read to its check."""
 
 
 class StoreError(LoaderError):

@@ -179,7 +179,7 @@ class Reader:
 
     def _begin(self) -> None:
         self._kept: queue.LifoQueue[Store] = queue.LifoQueue(_KEPT_STORES)
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # which tells who holds it
         self._embedded: _EmbeddedStore | None = None
 
     def _begin_in_child(self) -> None:
@@ -192,7 +192,7 @@ class Reader:
 
     def close(self) -> None:
         """Close kept connections."""
-        with self._turn:
+        with self._in_turn():
             if self._embedded is not None:
                 self._embedded.close()
         while True:
@@ -466,10 +466,21 @@ class Reader:
                 raise _explained(store, error) from None
 
     @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Wait for the calls of other threads; refuse who is within one, as they would for ever."""
+        if self._turn._is_owned():  # type: ignore[attr-defined]
+            raise StoreError(
+                "the reader was called from within a call of the same thread, by a signal's "
+                "handler or a __del__: do it afterwards, or give it to another thread."
+            )
+        with self._turn:
+            yield
+
+    @contextmanager
     def _store(self) -> Iterator[Store]:
         """Give a store for one call."""
         if self._is_embedded:
-            with self._turn:
+            with self._in_turn():
                 if self._embedded is None:
                     self._embedded = _EmbeddedStore(self.settings)
                 yield self._embedded

@@ -45,6 +45,7 @@ _LOOK_AGAIN_SECONDS = 0.1
 _ZSTD_STEP = 2048
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE_END = b"\x2a\x4d\x18"
 _COMPRESSED_NAMES = (".gz", ".zst", ".zstd")
 
 
@@ -156,7 +157,7 @@ class Stream:
         self.is_plain = False
         if first.startswith(_GZIP_MAGIC):
             self._chunks = self._gunzip(first)
-        elif first == _ZSTD_MAGIC or (first[1:] == b"\x2a\x4d\x18" and first[0] & 0xF0 == 0x50):
+        elif first == _ZSTD_MAGIC or (first[1:] == _SKIPPABLE_END and first[0] & 0xF0 == 0x50):
             self._chunks = self._unzstd(first)
         elif self._is_begun_magic(first):
             self._chunks = self._cut_off()
@@ -301,11 +302,10 @@ class Stream:
 
     def _is_begun_magic(self, first: bytes) -> bool:
         """Say whether a file that is named as a compressed one has a part of the first bytes."""
-        return (
-            first != b""
-            and self.name.endswith(_COMPRESSED_NAMES)
-            and any(magic.startswith(first) for magic in (_GZIP_MAGIC, _ZSTD_MAGIC))
-        )
+        if first == b"" or not self.name.rstrip("/").endswith(_COMPRESSED_NAMES):
+            return False
+        is_skippable = first[0] & 0xF0 == 0x50 and _SKIPPABLE_END.startswith(first[1:])
+        return is_skippable or any(magic.startswith(first) for magic in (_GZIP_MAGIC, _ZSTD_MAGIC))
 
     def _cut_off(self) -> Iterator[bytes]:
         raise self._early_end("compressed")
@@ -358,9 +358,10 @@ class Stream:
                 out = frame.decompress(data)
             except zstandard.ZstdError as error:
                 if "too much memory" in str(error):
-                    raise SourceError(
-                        f"{self.name}: needs more memory to be expanded than zstd takes without "
-                        "being told to (128 MiB): compress it anew without --long and --ultra."
+                    raise ExpansionError(
+                        f"{self.name}: is damaged, or needs more memory to be expanded than zstd "
+                        "takes without being told to (128 MiB): compress it anew without --long.",
+                        self._whole_bytes,
                     ) from None
                 raise self._broken("zstd") from None
             data = b""

@@ -122,6 +122,7 @@ def test_a_page_that_stands_twice_is_refused(tmp_path: Path) -> None:
     [
         ("date,amount_usd\n2026-10-18,1\n", "line 2: no provider is named"),
         ("date,provider,amount_usd\n2026-10-18,p,1.2.3\n", "line 2: amount_usd is no amount"),
+        ("date,provider,amount_usd\n2026-10-18,p,1_0\n", "line 2: amount_usd is no amount"),
         ("date,provider,amount_usd\n2026-10-18,p,NaN\n", "line 2: amount_usd is no amount"),
         ("date,provider,amount_usd\n2026-10-18,p,1e60\n", "line 2: amount_usd is no amount"),
         ("date,provider,amount_usd\n18.10.2026,p,1\n", "line 2: date is no time"),
@@ -130,6 +131,7 @@ def test_a_page_that_stands_twice_is_refused(tmp_path: Path) -> None:
         ("a,b\n1,2\n", "line 1: no bill of a known format"),
         ('{"object": "list"}', "page 1: no bill of a known format"),
         ('{"object": "page", "data": {}}', "no list of objects"),
+        ('{"object": "page", "data": null}', "no list of objects"),
         (page("true"), "page 1, data[0].results[0]: amount.value is no text and no number"),
         (page("null"), "page 1, data[0].results[0]: amount.value is missing"),
         (page("1").replace('"usd"', '"eur"'), "the currency is eur"),
@@ -204,7 +206,9 @@ def test_a_bucket_without_lines_says_so_where_no_other_page_has_some(tmp_path: P
     assert read(tmp_path, page("1") + emptied(page("1"))) == lines
     (unlisted,) = json.loads(page("1"))["data"]
     del unlisted["results"]
-    assert read(tmp_path, json.dumps({"object": "page", "data": [unlisted]})) == []
+    unlisted["result"] = [{"amount": {"value": 1, "currency": "usd"}}]
+    with pytest.raises(SourceError, match=r"data\[0\]: results, the list of what.*is missing"):
+        read(tmp_path, json.dumps({"object": "page", "data": [unlisted]}))
 
 
 def test_a_bill_that_is_corrected_to_nothing_charges_nothing(

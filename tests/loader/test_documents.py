@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import time
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from loader import billing, bills
-from loader.sources import find_sources
+from loader.documents import read_text
+from loader.errors import SourceError
+from loader.settings import Settings
+from loader.sources import Source, find_sources
 from loader.store import Store
 from tests.support.http_front import Front
 from tests.support.project import Project
@@ -207,3 +211,22 @@ def wait_until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("verb", ["billing", "bills"])
+def test_a_folder_is_refused(embedded: Project, tmp_path: Path, verb: str) -> None:
+    """Of a folder the files of traces are read, and others would be passed over."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.csv").write_text("x")
+    done = embedded.loader(verb, str(folder), expect=2)
+    assert f"{folder}: is a folder: name its files" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "check"])
+def test_of_a_broken_document_nothing_is_said_to_be_landed(tmp_path: Path, damage: str) -> None:
+    packed = gzip.compress(b"date,provider,amount_usd\n" * 1000)
+    file = tmp_path / "a.csv.gz"
+    file.write_bytes(packed[:-20] if damage == "cut" else packed[:-8] + bytes(8))
+    with pytest.raises(SourceError, match=r"damaged\. Nothing of it was landed"):
+        read_text(Source(str(file), str(file), True), Settings())

@@ -208,22 +208,38 @@ def test_an_older_copy_of_a_segment_does_not_take_its_place(
     assert list(copied.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_other", [True, False])
 def test_a_segment_does_not_take_the_place_of_another_within_a_batch(
-    fake: FakeStore, tmp_path: Path
+    fake: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_other: bool
 ) -> None:
     """The first is in the batch already, which still grows, when the second is looked at."""
     spool = tmp_path / "spool"
     fill(spool, "a", "b", "c")
     (first,) = spool.glob("*.ready")
-    other = first.read_bytes()[:-1] + b"?"
-    first.with_suffix(".open").write_bytes(other)
+    data = first.read_bytes()
+    first.with_suffix(".open").write_bytes(data[:-1] + b"?" if is_other else data[:-1])
+    other_spool = tmp_path / "other"
+    if not is_other:  # an older copy, which comes when the first is in the batch
+        other_spool.mkdir()
+        first.with_suffix(".open").rename(other_spool / "copy")
     drainer = Drainer(spool, Settings(), DrainOptions(follow=True, max_wait=1))
-    fake.after = lambda: drainer.stop() if len(fake.ledger) == 2 else None
+    wait = drainer._stop.wait
+
+    def waited(seconds: float) -> bool:
+        for copy in other_spool.glob("copy"):
+            copy.rename(first.with_suffix(".open"))
+        return wait(seconds)
+
+    monkeypatch.setattr(drainer._stop, "wait", waited)
+    batches = 2 if is_other else 1
+    fake.after = lambda: drainer.stop() if len(fake.ledger) == batches else None
     giving_up = threading.Timer(20, drainer.stop)
     giving_up.start()
     drainer.run()
     giving_up.cancel()
-    assert [(batch.rows, batch.rejects) for batch in fake.ledger.values()] == [(3, 0), (2, 1)]
+    assert [(batch.rows, batch.rejects) for batch in fake.ledger.values()] == (
+        [(3, 0), (2, 1)] if is_other else [(3, 0)]
+    )
     assert list(spool.iterdir()) == []
 
 

@@ -486,3 +486,15 @@ def test_an_embedded_store_is_left_after_each_read(warehouse: Project) -> None:
         check=True,
     )
     assert done.stdout.split()[0] == done.stdout.split()[-1] == "0003"
+
+
+def test_a_handler_within_a_read_is_refused(tmp_path: Path) -> None:
+    """It would wait for the read that it has interrupted."""
+    reader = Reader(Settings(chdb_path=tmp_path / "warehouse"))
+    for call in (reader.close, lambda: reader.get_by_id("id", "org")):
+        with (
+            reader._in_turn(),
+            pytest.raises(StoreError, match="from within a call of the same thread"),
+        ):
+            call()
+    reader.close()
