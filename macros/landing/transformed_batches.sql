@@ -34,7 +34,12 @@
             {%- do there.update({row[0]: row[1]}) -%}
         {%- endfor -%}
         {%- if spanning.identifier in there and local.identifier not in there -%}
-            {%- if former.identifier not in there -%}
+            {%- if there['llm_traces'] != 'Distributed' -%}
+                {%- do free_run_lock() -%}
+                {{ exceptions.raise_compiler_error(
+                    spanning ~ ' was built whole, and holds its rows itself: `sharded` is set before the first run. Take it off; do not drop the table.'
+                ) }}
+            {%- elif former.identifier not in there -%}
                 {%- do free_run_lock() -%}
                 {{ exceptions.raise_compiler_error(
                     'there is ' ~ spanning ~ ', and no ' ~ local ~ ' here, which holds its rows. Make it on this server as it is on the '

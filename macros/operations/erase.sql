@@ -227,9 +227,17 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
             ) -%}
         {%- endfor -%}
         {%- do _erase_from_models(list, places, kwargs['organization'] if kwargs | length == 1 else none) -%}
+        {#- Each shard reads the list where it is: on this one. -#}
+        {%- set is_sharded = storage_of(llm_traces) != llm_traces -%}
+        {%- set list_anywhere = "cluster('" ~ target.get('cluster') ~ "', '" ~ list.schema ~ "', '" ~ list.identifier ~ "')" if is_sharded else list -%}
         {%- do run_and_wait(
-            'alter table ' ~ storage_of(llm_traces) ~ on_cluster() ~ ' delete where (' ~ place ~ ') in ' ~ places
+            'alter table ' ~ storage_of(llm_traces) ~ on_cluster() ~ ' delete where (' ~ place ~ ') in (select ' ~ place ~ ' from ' ~ list_anywhere ~ ')'
         ) -%}
+        {%- set left = run_query('select count() from ' ~ llm_traces ~ ' where (' ~ place ~ ') in ' ~ places).rows[0][0] | int -%}
+        {%- if left > 0 -%}
+            {%- do free_run_lock() -%}
+            {{ exceptions.raise_compiler_error('erase: ' ~ left ~ ' traces are still in llm_traces after deleting them. What is to go stays listed: erase again by the same call.') }}
+        {%- endif -%}
         {%- do run_query(
             'insert into ' ~ source('operations', 'erasures')
             ~ " select " ~ sql_text(kinds | join(', ')) ~ ", lower(hex(SHA256(" ~ sql_text(subject) ~ "))), "
@@ -409,7 +417,7 @@ having argMax(raw_table, retired_at) = '{{ raw_table }}'
 {#- on-run-start: a source that was landed again, after its batch had been lost, brought erased rows too.
     What is not in the ledger is another loader's work, which counts it. -#}
 {%- macro erase_what_came_again() -%}
-    {%- if execute and flags.WHICH != 'test' -%}
+    {%- if may_change() -%}
         {%- for raw_table in ['raw_traces', 'raw_rejects'] -%}
             {%- set again = '(batch_id, position) in (' ~ erased_positions() ~ ' and batch_id in (select batch_id from '
                 ~ source('raw', 'raw_batches') ~ '))' -%}
@@ -465,7 +473,6 @@ having argMax(raw_table, retired_at) = '{{ raw_table }}'
     {%- endfor -%}
     {#- What a reparse or a killed dry run left beside them. -#}
     {%- do drop_leftovers("name = 'llm_traces_reparsed' or startsWith(name, 'erase_dry_run_')") -%}
-    {%- do drop_copies() -%}
 {%- endmacro -%}
 
 {#- The tables that dbt builds from llm_traces: each with its relation, the names of its columns, and whether it

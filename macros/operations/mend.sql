@@ -38,7 +38,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
 {#- on-run-start: a batch that was lost, and has 0 rows where it was built of what was left of it, has landed
     again: it is looked at again, as what was built of it may be lost as well. -#}
 {%- macro reopen_what_came_again() -%}
-    {%- if execute and flags.WHICH != 'test' -%}
+    {%- if may_change() -%}
         {%- set without_rows = 'select batch_id from ' ~ target.schema ~ '.transformed_batches where `rows` = 0' -%}
         {%- do _reopen(
             'batch_id in (' ~ without_rows ~ ') and batch_id in (select batch_id from ' ~ source('raw', 'raw_batches')

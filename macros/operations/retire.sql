@@ -207,7 +207,6 @@ having maxIf(noted_at, is_retirement) > minIf(noted_at, not is_retirement) + int
     {%- do print('llm_traces: ' ~ ('would empty' if dry_run else 'emptying') ~ ' request_json and response_json of calls made more than ' ~ days ~ ' days ago') -%}
     {%- do report.print_table(max_columns=none, max_column_width=40) -%}
     {%- if not dry_run -%}
-        {%- do drop_copies() -%}
         {%- set months = run_query(
             "select toString(toYYYYMM(created_at)) as partition, max(created_at) < now64(6, 'UTC') - interval "
             ~ days ~ " day as is_all_old from " ~ ref('llm_traces') ~ " where toYYYYMM(created_at) in"

@@ -19,6 +19,11 @@ The embedded engine needs none of this: one process at a time holds the path.
     {{ return(target.type != 'chdb') }}
 {%- endmacro -%}
 
+{#- Whether what was called may change the store: tests may not, nor what only compiles. -#}
+{%- macro may_change() -%}
+    {{ return(execute and flags.WHICH not in ('test', 'compile', 'generate', 'show')) }}
+{%- endmacro -%}
+
 {#- The comment on every statement that dbt sends: what a waiting run looks for. -#}
 {%- macro run_comment(node) -%}
     tokenledger run {{ invocation_id }}{{ ' ' ~ node.unique_id if node else '' }}
@@ -26,7 +31,7 @@ The embedded engine needs none of this: one process at a time holds the path.
 
 {#- on-run-start, and the first line of an operation: take the lock, wait for it, or refuse. -#}
 {%- macro take_run_lock() -%}
-    {%- if execute and is_shared_store() and flags.WHICH != 'test' -%}
+    {%- if may_change() and is_shared_store() -%}
         {%- set limit = var('run_lock_wait_seconds', 600) | int -%}
         {%- set stale = var('run_lock_stale_seconds', 120) | int -%}
         {%- set state = namespace(held=false, quiet=0, told=false, seen='') -%}
@@ -65,14 +70,15 @@ The embedded engine needs none of this: one process at a time holds the path.
 {#- on-run-start, and of operations: the engine goes on with the deletes of a run that was killed. What they take is
     there until then: a run that came between would count it as built, and then it would be gone for good. So they
     are waited for, in the tables of models; those that ask for a helper that the next call drops are ended, as
-    that call asks for them anew. -#}
+    that call asks for them anew. What it built beside a table goes, as it may only sleep, and swap that in. -#}
 {%- macro end_what_was_begun(has_to_end=true) -%}
-    {%- if execute and flags.WHICH != 'test' -%}
+    {%- if may_change() -%}
         {%- for helper in ['llm_traces__reparse', 'retire_kept_'] -%}
             {%- do end_deletes_by(helper) -%}
         {%- endfor -%}
         {%- do drop_leftovers("startsWith(name, 'llm_traces__reparse')") -%}
         {%- do end_swap() -%}
+        {%- do drop_copies() -%}
         {%- set failing = [] -%}
         {%- set unfinished = run_query(
             'select `table`, mutation_id, latest_fail_reason from system.mutations where database = ' ~ sql_text(target.schema)
@@ -109,10 +115,30 @@ The embedded engine needs none of this: one process at a time holds the path.
     {%- endif -%}
 {%- endmacro -%}
 
+{#- Of dbt-clickhouse, by which a model appends, and swaps in what it has built: not where another run has taken over. -#}
+{%- macro clickhouse__insert_into(target_relation, sql, has_contract, use_columns_from_sql=False) -%}
+    {%- do keep_run_lock() -%}
+    {{ dbt.clickhouse__insert_into(target_relation, sql, has_contract, use_columns_from_sql) }}
+{%- endmacro -%}
+
+{%- macro exchange_tables_atomic(old_relation, target_relation, obj_types='TABLES') -%}
+    {%- do keep_run_lock() -%}
+    {%- do dbt.exchange_tables_atomic(old_relation, target_relation, obj_types) -%}
+{%- endmacro -%}
+
+{#- Of dbt-clickhouse too, which drops what has the name: a table that another run has put there is kept. -#}
+{%- macro clickhouse__rename_relation(from_relation, to_relation, obj_type='table') -%}
+    {%- do keep_run_lock() -%}
+    {%- if '__dbt_' in to_relation.identifier -%}
+        {%- do run_query('drop ' ~ obj_type ~ ' if exists ' ~ to_relation ~ ' ' ~ on_cluster_clause(to_relation)) -%}
+    {%- endif -%}
+    {%- do run_query('rename ' ~ obj_type ~ ' ' ~ from_relation ~ ' to ' ~ to_relation ~ ' ' ~ on_cluster_clause(from_relation)) -%}
+{%- endmacro -%}
+
 {#- on-run-end, and the last line of an operation. An insert whose connection was lost goes on on the
     server, and what it appends is not there yet for the next run to see: it keeps the lock. -#}
 {%- macro free_run_lock() -%}
-    {%- if execute and is_shared_store() and flags.WHICH != 'test' -%}
+    {%- if may_change() and is_shared_store() -%}
         {%- set lock = _newest_run_lock() -%}
         {%- if lock.owner == invocation_id -%}
             {%- if lock.is_running -%}

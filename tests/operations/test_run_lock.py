@@ -108,6 +108,44 @@ def test_an_operation_that_was_passed_over_stops_before_it_changes_a_trace(
     assert server.query(stored) != traces
 
 
+def test_a_run_that_was_passed_over_appends_nothing(server: Project, tmp_path: Path) -> None:
+    """On a first run nothing is compared with what another has appended since."""
+    server.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(5)])))
+    first = ("run", "--select", "+llm_traces")
+    process = server.dbt_stopped_before(r"create table \S*llm_traces\W", 1, *first)
+    make_lock(server, 99, "11111111-2222-3333-4444-555555555555")
+    process.send_signal(signal.SIGCONT)
+    stdout, _ = process.communicate()
+    assert process.returncode == 1
+    assert "lost its lock to 11111111-2222" in stdout
+    assert server.value("select count() from llm_traces") == 0
+    server.dbt("run", "--select", "+llm_traces")
+    assert server.value("select count() from llm_traces") == 5
+
+
+def test_a_run_that_was_passed_over_swaps_in_nothing(server: Project, tmp_path: Path) -> None:
+    server.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(5)])))
+    server.dbt("run", "--select", "+costed_batches")
+    anew = ("run", "--full-refresh", "--select", "llm_trace_costs")
+    process = server.dbt_stopped_before(r"rename table \S*llm_trace_costs__dbt_", 1, *anew)
+    server.dbt("run", "--select", "stg_billing__accounts")
+    which = "select toString(uuid) from system.tables where name = 'llm_trace_costs'"
+    table = server.value(which)
+    process.send_signal(signal.SIGCONT)
+    stdout, _ = process.communicate()
+    assert process.returncode == 1, stdout
+    assert server.value(which) == table
+    assert server.value("select count() from llm_trace_costs") == 5
+
+
+def test_what_only_compiles_takes_no_lock(server: Project) -> None:
+    server.loader("init")
+    make_lock(server, 7, "11111111-2222-3333-4444-555555555555")
+    server.dbt("compile", "--vars", "run_lock_wait_seconds: 3")
+    ((lock),) = server.query(LOCKS)
+    assert lock["comment"] == "11111111-2222-3333-4444-555555555555 made"
+
+
 def test_a_lock_is_not_freed_while_a_statement_of_the_run_goes_on(server: Project) -> None:
     """An insert whose connection was lost, as the server sees it: another run must not look yet."""
     server.dbt("run")
