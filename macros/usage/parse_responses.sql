@@ -194,7 +194,8 @@ termed as (
 
 ),
 
-{# Terms become counts: by what they count, the positive and the better names first. #}
+{# Terms become counts: by what they count, the positive, the better names and the earlier places
+   first. The place is told, since the engine keeps the order of equals in short arrays alone. #}
 counted as (
 
     select
@@ -204,16 +205,17 @@ counted as (
         CAST(parse_terms, 'Map(String, String)') as parse_texts,
         arrayMap(term -> toFloat64OrNull(trimBoth(term.2, '"')), parse_terms) as parse_numbers,
         arraySort(
-            count -> (count.1, ifNull(count.3, 0) = 0, count.2),
+            count -> (count.1, ifNull(count.3, 0) = 0, count.2, count.4),
             arrayFilter(
                 count -> count.1 != '' and count.3 is not null,
                 arrayMap(
-                    (term, number) -> (
+                    (term, number, place) -> (
                         {{ looked_up('term.1', dialects.counts) }},
                         indexOf([{{ sql_texts(listed_keys(dialects.counts)) }}], term.1),
-                        {{ as_count('number') }}
+                        {{ as_count('number') }},
+                        place
                     ),
-                    parse_terms, parse_numbers
+                    parse_terms, parse_numbers, arrayEnumerate(parse_terms)
                 )
             )
         ) as parse_ranked,
