@@ -13,7 +13,7 @@
     1. the provider: its aliases, else the first provider of the book whose rule fits its name (the
        model's, where the trace names no provider);
     2. the names to look for: the answering model, then the requested one, unless the requested one
-       is the same name with more to it (a region, a path), or names another maker (a router that
+       is the same name with more to it (is_fuller_name()), or names another maker (a router that
        fell back). Each as it is, with a compact date written out, and without the path before it;
     3. for each name the provider's models in the book's order, then those of its fallbacks.
     Pairs that were seen before are matched again when another version is chosen, so that history
@@ -126,7 +126,9 @@ named as (
     select
         *,
         multiIf(
-            answering_name = '' or position(requested_name, answering_name) > 0,
+            answering_name = '',
+            [('model', requested_name)],
+            {{ is_fuller_name('requested_name', 'answering_name') }},
             [('model', requested_name), ('response_model', answering_name)],
             {{ model_maker('requested_name') }} != {{ model_maker('answering_name') }}
             and {{ model_maker('requested_name') }} != ''
