@@ -5,6 +5,8 @@
 {%- set counted_only = "arrayAll(path -> arrayElement(splitByChar('.', path), -1) in (" ~ sql_texts(usage_dialects().flat_in_pairs) ~ ") and not startsWith(path, 'usage.'), parse_unknown_keys)" -%}
 {#- Where no known place holds one, the first finish reason anywhere. -#}
 {%- set ending = "nullIf(arrayFirst(reason -> reason not in ('', 'null'), [ifNull(parse_finish, ''), extract(if(parse_finish is null, parse_body, ''), '\"(?:finish_reason|finishReason|FinishReason|stop_reason|stopReason)\"\\\\s*:\\\\s*(?:\\\\{\"[a-z]+\"\\\\s*:\\\\s*)?\"([A-Za-z_-]+)\"')]), '')" -%}
+{#- A line of a batch's output, as OpenAI writes it: its body names the tier of no batch. -#}
+{%- set batch_tier = "if(JSONHas(if(startsWith(ifNull(parse_first.id, ''), 'batch_req_'), parse_body, ''), 'response', 'body'), 'batch', null)" -%}
 {#- Anthropic names the standard tier beside a fast answer, which has prices of its own. -#}
 {%- set fast_tier = "if(parse_texts['speed'] = '\"fast\"', 'fast', null)" -%}
 {{ return({
@@ -32,7 +34,7 @@
         ~ "'absent')",
     'response_model': "nullIf(coalesce(nullIf(parse_first.model, ''), nullIf(parse_second.model, ''), parse_first.modelVersion, parse_second.modelVersion, parse_first.model_version, parse_second.model_version, parse_first.model_name, parse_second.model_name), '')",
     'service_tier': "nullIf(lower(coalesce("
-        ~ fast_tier ~ ", "
+        ~ batch_tier ~ ", " ~ fast_tier ~ ", "
         ~ "nullIf(nullIf(trimBoth(parse_texts['service_tier'], '\"'), ''), 'null'), nullIf(nullIf(trimBoth(parse_texts['serviceTier'], '\"'), ''), 'null'), "
         ~ "parse_first.service_tier, parse_second.service_tier, "
         ~ "if(startsWith(ifNull(parse_first.serviceTier, ''), '{'), JSONExtractString(ifNull(parse_first.serviceTier, ''), 'type'), parse_first.serviceTier), "
