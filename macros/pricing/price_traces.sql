@@ -50,15 +50,40 @@ book_rates as (
     where price_book_version = {{ chosen_price_book() }}
 ),
 
+unsold_tiers as (
+    select groupArray((price_provider, model, service_tier)) as tiers
+    from {{ ref('unsold_service_tiers') }}
+),
+
 overrides as (
     select
         matches.seen_provider as for_provider,
         matches.seen_model as for_model,
         matches.seen_answer as for_answer,
         prices.organization_id as for_organization,
-        prices.service_tier as for_tier,
+        -- A price of the standard tier is also that of the tiers that are not sold for the model.
+        arrayJoin(
+            if(
+                prices.service_tier = '',
+                arrayConcat(
+                    [''],
+                    arrayMap(
+                        unsold -> unsold.3,
+                        arrayFilter(
+                            unsold ->
+                                unsold.1 = matches.price_provider
+                                and unsold.2 = matches.price_model
+                                and not matches.is_fallback,
+                            (select tiers from unsold_tiers)
+                        )
+                    )
+                ),
+                [prices.service_tier]
+            )
+        ) as for_tier,
         arraySort(
-            -- Of two that hold at once the later one, as with subscriptions.
+            -- One for the tier itself goes first. Of two that hold at once the later one, as with
+            -- subscriptions.
             rate -> (
                 rate.precedence,
                 -toInt64(rate.tier_start),
@@ -66,7 +91,7 @@ overrides as (
                 rate.price_id
             ),
             groupArray(
-                {{ price_tuple("if(prices.organization_id = '', 1, 0)", "toUInt32(if(prices.window_start = '' and empty(prices.weekdays), 2, 1))") }}
+                {{ price_tuple("if(prices.organization_id = '', 1, 0)", "toUInt32(if(prices.window_start = '' and empty(prices.weekdays), 2, 1) + if(prices.service_tier = for_tier, 0, 2))") }}
             )
         ) as override_rates
     from matches
