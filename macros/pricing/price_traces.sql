@@ -367,7 +367,7 @@ costed as (
                 cost_status = 'no_usage'
                 and (
                     usage_status = 'not_applicable'
-                    or (is_error and usage_status not in ('unrecognised', 'unparsable'))
+                    or (is_error and usage_status not in ('unrecognised', 'unparsable', 'other_units'))
                 ),
                 toNullable(toDecimal256(0, 24)),
                 null
