@@ -346,6 +346,14 @@ worded as (
             {{ is_bare_error('parse_keys', 'parse_text') | indent(12) }},
             parse_text, ''
         ) as parse_bare,
+        arrayExists(
+            object -> arrayExists(
+                member -> member.1 in ({{ sql_texts(dialects.generated) }})
+                    and match(member.2, '^(?:"[^"]|\\[[^\\]])'),
+                JSONExtractKeysAndValuesRaw(object.2)
+            ),
+            parse_suspects
+        ) as parse_is_generated,
         arrayFirst(key -> match(key, '^[a-z][A-Za-z]+Exception$'), parse_keys) as parse_exception,
         arrayFirst(
             text -> text not in ('', 'null', '""', '[]', '{}'),

@@ -2,7 +2,7 @@
 {% macro response_columns() %}
 {%- set unread = "parse_dialect = 'none'" -%}
 {#- What a token-counting endpoint answers within an envelope. -#}
-{%- set counted_only = "arrayAll(path -> arrayElement(splitByChar('.', path), -1) in (" ~ sql_texts(usage_dialects().flat_in_pairs) ~ ") and not startsWith(path, 'usage.'), parse_unknown_keys)" -%}
+{%- set counted_only = "not parse_is_generated and arrayAll(path -> arrayElement(splitByChar('.', path), -1) in (" ~ sql_texts(usage_dialects().flat_in_pairs) ~ ") and not startsWith(path, 'usage.'), parse_unknown_keys)" -%}
 {#- Where no known place holds one, the first finish reason anywhere. -#}
 {%- set ending = "nullIf(arrayFirst(reason -> reason not in ('', 'null'), [ifNull(parse_finish, ''), extract(if(parse_finish is null, parse_body, ''), '\"(?:finish_reason|finishReason|FinishReason|stop_reason|stopReason)\"\\\\s*:\\\\s*(?:\\\\{\"[a-z]+\"\\\\s*:\\\\s*)?\"([A-Za-z_-]+)\"')]), '')" -%}
 {#- A line of a batch's output, as OpenAI writes it: its body names the tier of no batch. -#}
@@ -23,7 +23,7 @@
     'usage_status': "multiIf("
         ~ "parse_dialect != 'none' and notEmpty(parse_ranked), 'reported', parse_dialect != 'none', 'empty', "
         ~ "parse_is_found = 0 and parse_is_valid = 0 and parse_readable = '', if(parse_body = '', 'absent', 'unparsable'), "
-        ~ "notEmpty(parse_keys) and (hasAny(parse_keys, [" ~ sql_texts(usage_dialects().flat_in_pairs) ~ "]) or position(parse_text, '\"category_scores\"') > 0), 'not_applicable', "
+        ~ "notEmpty(parse_keys) and (hasAny(parse_keys, [" ~ sql_texts(usage_dialects().flat_in_pairs) ~ "]) and not parse_is_generated or position(parse_text, '\"category_scores\"') > 0), 'not_applicable', "
         ~ "has(parse_keys, 'usage_info'), 'other_units', "
         ~ "notEmpty(parse_unknown_keys), if(" ~ counted_only ~ ", 'not_applicable', 'unrecognised'), "
         ~ "parse_countless_text != '', if(match(parse_countless_text, ':\\\\s*\"?[0-9]*[1-9]'), 'other_units', 'empty'), "

@@ -20,6 +20,8 @@ flat           keys of counts that stand in the body itself.
 flat_in_pairs  the same, but only beside an output count or a key of flat_beside (what embeddings
                and rerank answer): alone they are what a token-counting endpoint answers, which is
                no consumption.
+generated      keys that hold what a model wrote, as a text or a list with something in it: beside
+               them a count that no rule reads is no token-counting endpoint's answer.
 parts          objects inside a usage object: `part.key` below is `key` in any of them.
 lists          arrays inside a usage object: `part.label` is the count of the element so labelled.
 counts         count -> keys, best first. The first positive one is taken, else the first reported.
@@ -62,6 +64,9 @@ flat_in_pairs: [input_tokens, inputTokens, prompt_tokens, promptTokens, total_to
                 num_input_tokens, token_count, nb_input_tokens, tokens_input]
 
 flat_beside: [embeddings, embedding, results, rankings]
+
+generated: [choices, candidates, text, content, output, outputs, output_text, completion, completions,
+            generation, generations, generated_text, response, answer, reply]
 
 parts:
   in: [prompt_tokens_details, input_tokens_details, input_token_details, prompt_token_details,
