@@ -150,6 +150,10 @@ dialects:
   - name: xai_grpc
     any: [cached_prompt_text_tokens, prompt_text_tokens]
     reasoning: outside
+  - name: perplexity_research
+    any: [citation_tokens]
+    with: [prompt_tokens, completion_tokens]
+    reasoning: outside
   - name: openai_chat
     any: [prompt_tokens, completion_tokens, PromptTokens, CompletionTokens, text.prompt_tokens]
   - name: vercel_ai
