@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
@@ -140,63 +141,60 @@ def named(project: Project) -> list[str]:
     return [row["name"] for row in rows]
 
 
-RENAMES = (
-    r"rename table \S*llm_traces_local\W* to",
-    r"rename table \S*llm_traces_local__dbt_tmp\W* to",
-    r"rename table \S*llm_traces\W* to",
-    r"rename table \S*llm_traces_temp\W* to",
-    # What it set aside, in the end; before it is set aside, one that another left.
-    r"drop table .*llm_traces_local__dbt_backup",
+SHARDED = {"sharded": True, "run_lock_stale_seconds": 5}
+BUILD = ("run", "--select", "+transformed_batches", "--vars", json.dumps(SHARDED))
+REBUILD = (
+    *("run", "--select", "llm_traces", "--full-refresh"),
+    *("--vars", json.dumps({**SHARDED, "rebuild_llm_traces": True})),
 )
+COUNTED = "select count() as traces, uniqExact(id) as ids from llm_traces"
+SWAP = r"rename table \S*llm_traces_local__dbt_tmp\W* to"
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Iterator[Project]:
+    """Give a cluster of one with twenty traces in a sharded llm_traces."""
+    with Front(tmp_path / "server", user="ledger", password="secret", cluster="main") as front:
+        project = Project(tmp_path / "project", front.env())
+        project.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(20)])))
+        project.dbt(*BUILD)
+        yield project
 
 
 @pytest.mark.parametrize(
-    "killed_before",
-    [pytest.param(RENAMES[n], marks=[] if n in (1, 3) else pytest.mark.long) for n in range(5)],
+    ("killed_before", "number"),
+    [
+        pytest.param(r"rename table \S*llm_traces_local\W* to", 1, marks=pytest.mark.long),
+        (SWAP, 1),
+        pytest.param(r"rename table \S*llm_traces\W* to", 1, marks=pytest.mark.long),
+        (r"rename table \S*llm_traces_temp\W* to", 1),
+        # The first is one that another left; the second what it set aside itself.
+        pytest.param(r"drop table .*llm_traces_local__dbt_backup", 2, marks=pytest.mark.long),
+    ],
 )
 def test_a_sharded_rebuild_that_was_killed_leaves_one_whole_table(
-    tmp_path: Path, killed_before: str
+    sharded: Project, killed_before: str, number: int
 ) -> None:
-    variables = {"sharded": True, "run_lock_stale_seconds": 5}
-    with Front(tmp_path / "server", user="ledger", password="secret", cluster="main") as front:
-        project = Project(tmp_path / "project", front.env())
-        project.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(20)])))
-        built = ("run", "--select", "+transformed_batches", "--vars", json.dumps(variables))
-        project.dbt(*built)
-        rebuilt = json.dumps({**variables, "rebuild_llm_traces": True})
-        rebuild = ("run", "--select", "llm_traces", "--full-refresh", "--vars", rebuilt)
-        number = 2 if killed_before == RENAMES[4] else 1
-        assert project.dbt_killed_before(killed_before, number, *rebuild)
-
-        counted = "select count() as traces, uniqExact(id) as ids from llm_traces"
-        for command in (built, rebuild, built):
-            project.dbt(*command)
-            assert project.query(counted) == [{"traces": 20, "ids": 20}]
-            assert project.value("select count() from int_batches__pending") == 0 or (
-                command == rebuild
-            )
-        assert named(project) == ["llm_traces", "llm_traces_local"]
+    assert sharded.dbt_killed_before(killed_before, number, *REBUILD)
+    for command in (BUILD, REBUILD, BUILD):
+        sharded.dbt(*command)
+        assert sharded.query(COUNTED) == [{"traces": 20, "ids": 20}]
+        assert sharded.value("select count() from int_batches__pending") == 0 or (
+            command == REBUILD
+        )
+    assert named(sharded) == ["llm_traces", "llm_traces_local"]
 
 
 @pytest.mark.long
-def test_a_sharded_rebuild_that_was_passed_over_swaps_in_nothing(tmp_path: Path) -> None:
-    variables = {"sharded": True, "run_lock_stale_seconds": 5}
-    with Front(tmp_path / "server", user="ledger", password="secret", cluster="main") as front:
-        project = Project(tmp_path / "project", front.env())
-        project.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(20)])))
-        built = ("run", "--select", "+transformed_batches", "--vars", json.dumps(variables))
-        project.dbt(*built)
-        rebuilt = json.dumps({**variables, "rebuild_llm_traces": True})
-        rebuild = ("run", "--select", "llm_traces", "--full-refresh", "--vars", rebuilt)
-        process = project.dbt_stopped_before(RENAMES[1], 1, *rebuild)
-        project.dbt(*built)
-        process.send_signal(signal.SIGCONT)
-        stdout, _ = process.communicate()
-        assert process.returncode == 1, stdout
-        counted = "select count() as traces, uniqExact(id) as ids from llm_traces"
-        assert project.query(counted) == [{"traces": 20, "ids": 20}]
-        project.dbt(*built)
-        assert named(project) == ["llm_traces", "llm_traces_local"]
+def test_a_sharded_rebuild_that_was_passed_over_swaps_in_nothing(sharded: Project) -> None:
+    process = sharded.dbt_stopped_before(SWAP, 1, *REBUILD)
+    sharded.dbt(*BUILD)
+    process.send_signal(signal.SIGCONT)
+    stdout, _ = process.communicate()
+    assert process.returncode == 1, stdout
+    assert sharded.query(COUNTED) == [{"traces": 20, "ids": 20}]
+    sharded.dbt(*BUILD)
+    assert named(sharded) == ["llm_traces", "llm_traces_local"]
 
 
 def test_a_server_that_lacks_its_part_of_a_sharded_table_is_named(tmp_path: Path) -> None:
