@@ -33,6 +33,8 @@ _TRACE_COLUMNS = (
     *("prompt_tokens", "completion_tokens", "total_tokens", "cached_input_tokens"),
     *("cache_write_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "reasoning_tokens"),
     *("input_audio_tokens", "output_audio_tokens", "input_image_tokens", "output_image_tokens"),
+    *("input_video_tokens", "output_video_tokens"),
+    *("cached_audio_tokens", "cached_image_tokens", "cached_video_tokens"),
     "web_search_requests",
 )
 _COST_COLUMNS = (

@@ -154,10 +154,20 @@ measured as (
         greatest(
             prompt - if(cached + written > prompt, greatest(cached, written), cached + written), 0
         ) as uncached,
-        least(greatest(coalesce(input_audio_tokens, 0), 0), prompt) as audio_in,
-        least(greatest(coalesce(input_image_tokens, 0), 0), prompt - audio_in) as image_in,
+        least(greatest(coalesce(cached_audio_tokens, 0), 0), cached) as cached_audio_told,
+        least(greatest(coalesce(cached_image_tokens, 0), 0), cached) as cached_image_told,
+        least(greatest(coalesce(cached_video_tokens, 0), 0), cached) as cached_video_told,
+        least(greatest(coalesce(input_audio_tokens, 0), cached_audio_told), prompt) as audio_in,
+        least(greatest(coalesce(input_image_tokens, 0), cached_image_told), prompt - audio_in)
+            as image_in,
+        least(
+            greatest(coalesce(input_video_tokens, 0), cached_video_told),
+            prompt - audio_in - image_in
+        ) as video_in,
         least(greatest(coalesce(output_audio_tokens, 0), 0), completion) as audio_out,
         least(greatest(coalesce(output_image_tokens, 0), 0), completion - audio_out) as image_out,
+        least(greatest(coalesce(output_video_tokens, 0), 0), completion - audio_out - image_out)
+            as video_out,
         least(written_1h_told, written) as written_1h,
         least(written_5m_told, written - written_1h) as written_5m
     from matched
@@ -202,23 +212,34 @@ current_rates as (
 bucketed as (
     select
         *,
-        -- Sound and pictures are looked for in the uncached part of the prompt first.
-        least(audio_in, uncached) as uncached_audio,
-        least(image_in, uncached - uncached_audio) as uncached_image,
+        -- What is not told to be cached of sound, pictures and video is looked for in the uncached
+        -- part of the prompt first.
+        least(greatest(audio_in - cached_audio_told, 0), uncached) as uncached_audio,
+        least(greatest(image_in - cached_image_told, 0), uncached - uncached_audio)
+            as uncached_image,
+        least(
+            greatest(video_in - cached_video_told, 0), uncached - uncached_audio - uncached_image
+        ) as uncached_video,
         least(audio_in - uncached_audio, cached) as cached_audio,
         least(image_in - uncached_image, cached - cached_audio) as cached_image,
+        least(video_in - uncached_video, cached - cached_audio - cached_image) as cached_video,
+        completion - audio_out - image_out - video_out as text_out,
         if(
             has(units, 'output_reasoning_tokens'),
-            least(greatest(coalesce(reasoning_tokens, 0), 0), completion - audio_out - image_out),
+            least(greatest(coalesce(reasoning_tokens, 0), 0), text_out),
             0
         ) as reasoning,
         arrayFilter(
             bucket -> bucket.2 > 0,
             [
-                ('input_tokens', uncached - uncached_audio - uncached_image, ['input_tokens']),
+                (
+                    'input_tokens',
+                    uncached - uncached_audio - uncached_image - uncached_video,
+                    ['input_tokens']
+                ),
                 (
                     'cached_input_tokens',
-                    cached - cached_audio - cached_image,
+                    cached - cached_audio - cached_image - cached_video,
                     ['cache_read_tokens', 'input_tokens']
                 ),
                 (
@@ -253,14 +274,17 @@ bucketed as (
                     cached_image,
                     ['cache_image_read_tokens', 'cache_read_tokens', 'input_tokens']
                 ),
+                ('input_video_tokens', uncached_video, ['input_video_tokens', 'input_tokens']),
                 (
-                    'output_tokens',
-                    completion - audio_out - image_out - reasoning,
-                    ['output_tokens']
+                    'cached_video_tokens',
+                    cached_video,
+                    ['cache_video_read_tokens', 'cache_read_tokens', 'input_tokens']
                 ),
+                ('output_tokens', text_out - reasoning, ['output_tokens']),
                 ('reasoning_tokens', reasoning, ['output_reasoning_tokens']),
                 ('output_audio_tokens', audio_out, ['output_audio_tokens', 'output_tokens']),
                 ('output_image_tokens', image_out, ['output_image_tokens', 'output_tokens']),
+                ('output_video_tokens', video_out, ['output_video_tokens', 'output_tokens']),
                 (
                     'web_searches',
                     greatest(coalesce(web_search_requests, 0), 0),

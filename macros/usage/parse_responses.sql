@@ -154,17 +154,8 @@ termed as (
         arrayConcat(
             parse_members,
             arrayFlatten(arrayMap(
-                member -> arrayMap(
-                    inner -> (
-                        concat({{ looked_up('member.1', dialects.parts) }}, '.', inner.1), inner.2
-                    ),
-                    JSONExtractKeysAndValuesRaw(member.2)
-                ),
-                arrayFilter(
-                    member -> startsWith(member.2, '{')
-                        and member.1 in ({{ sql_texts(listed_keys(dialects.parts)) }}),
-                    parse_members
-                )
+                inner -> arrayConcat(inner, {{ part_terms('inner') | indent(16) }}),
+                [{{ part_terms('parse_members') | indent(16) }}]
             )),
             arrayFlatten(arrayMap(
                 member -> arrayMap(

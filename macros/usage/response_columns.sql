@@ -45,6 +45,11 @@
     'output_audio_tokens': "parse_counts['output_audio']",
     'input_image_tokens': "parse_counts['input_image']",
     'output_image_tokens': "parse_counts['output_image']",
+    'input_video_tokens': "parse_counts['input_video']",
+    'output_video_tokens': "parse_counts['output_video']",
+    'cached_audio_tokens': "parse_counts['cached_audio']",
+    'cached_image_tokens': "parse_counts['cached_image']",
+    'cached_video_tokens': "parse_counts['cached_video']",
     'web_search_requests': "coalesce(parse_counts['web_search'], "
         ~ "toInt64OrNull(parse_first.tool_usage.web_search.num_requests), "
         ~ "nullIf(toInt64(countEqual(parse_items, 'web_search_call')), 0), "

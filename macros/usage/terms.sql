@@ -27,6 +27,22 @@ transform({{ expression }}, [{{ sql_texts(names) }}], [{{ sql_texts(values) }}],
 {%- endmacro %}
 
 
+{#- Of members (key, raw value) those that are parts of a usage object: their members, as `part.key`. -#}
+{% macro part_terms(members) -%}
+{%- set parts = usage_dialects().parts -%}
+arrayFlatten(arrayMap(
+    member -> arrayMap(
+        inner -> (concat({{ looked_up('member.1', parts) }}, '.', inner.1), inner.2),
+        JSONExtractKeysAndValuesRaw(member.2)
+    ),
+    arrayFilter(
+        member -> startsWith(member.2, '{') and member.1 in ({{ sql_texts(listed_keys(parts)) }}),
+        {{ members }}
+    )
+))
+{%- endmacro %}
+
+
 {#- All keys of a {name: [keys]} table, in order. -#}
 {% macro listed_keys(table) %}
 {%- set keys = [] -%}

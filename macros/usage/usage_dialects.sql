@@ -22,7 +22,8 @@ flat_in_pairs  the same, but only beside an output count or a key of flat_beside
                no consumption.
 generated      keys that hold what a model wrote, as a text or a list with something in it: beside
                them a count that no rule reads is no token-counting endpoint's answer.
-parts          objects inside a usage object: `part.key` below is `key` in any of them.
+parts          objects inside a usage object: `part.key` below is `key` in any of them; objects inside
+               those are named so themselves, as `in.cached_tokens_details`.
 lists          arrays inside a usage object: `part.label` is the count of the element so labelled.
 counts         count -> keys, best first. The first positive one is taken, else the first reported.
 dialects       name -> deciding keys. The first dialect fits of which one of `any` is reported, one
@@ -79,6 +80,7 @@ parts:
   token_count: [token_count]
   billed: [billed_units, billedUnits]
   written: [cache_creation]
+  cached: [in.cached_tokens_details, in.cachedTokensDetails]
   details: [details]
   text: [text]
   tools: [server_tool_use, server_tool_use_details, server_side_tool_usage_details, serverToolUse,
@@ -92,6 +94,7 @@ lists:
   out: [candidatesTokensDetails, candidates_tokens_details, responseTokensDetails,
         response_tokens_details, output_tokens_by_modality]
   written: [cacheDetails]
+  cached: [cacheTokensDetails, cache_tokens_details, cached_tokens_by_modality]
 
 counts:
   prompt: [tokens.input_tokens, tokens.inputTokens, token_count.prompt_tokens, billed.input_tokens,
@@ -139,6 +142,11 @@ counts:
   input_image: [in.image_tokens, in.image, in.imageTokens, in.IMAGE, in.2, prompt_image_tokens,
                 tokens.image_tokens]
   output_image: [out.image_tokens, out.image, out.imageTokens, out.IMAGE, out.2]
+  input_video: [in.video_tokens, in.video, in.videoTokens, in.VIDEO, in.3]
+  output_video: [out.video_tokens, out.video, out.videoTokens, out.VIDEO, out.3]
+  cached_audio: [cached.audio_tokens, cached.audio, cached.audioTokens, cached.AUDIO, cached.4]
+  cached_image: [cached.image_tokens, cached.image, cached.imageTokens, cached.IMAGE, cached.2]
+  cached_video: [cached.video_tokens, cached.video, cached.videoTokens, cached.VIDEO, cached.3]
   web_search: [tools.web_search_requests, tools.web_search_calls, tools.webSearchRequests,
                tools.web_search, num_search_queries, web_search_requests]
 
