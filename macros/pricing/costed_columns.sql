@@ -29,5 +29,6 @@ id,
         cached_video_tokens,
         web_search_requests,
         provider_reported_cost_usd,
+        provider_upstream_cost_usd,
         batch_id
 {%- endmacro -%}

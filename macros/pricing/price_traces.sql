@@ -352,12 +352,9 @@ charged as (
             notEmpty(without_price), 'partly_priced',
             'priced'
         ) as list_status,
-        if(
-            provider_reported_cost_usd > 0
-            or (provider_reported_cost_usd = 0 and not is_byok),
-            provider_reported_cost_usd,
-            null
-        ) as told_cost
+        {{ cost_told('provider_reported_cost_usd', 'provider_upstream_cost_usd') }} as told,
+        -- A 0 beside the customer's own key says what the provider charged us: no price.
+        if(told > 0 or not is_byok, told, null) as told_cost
     from placed
 ),
 

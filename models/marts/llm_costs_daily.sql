@@ -55,9 +55,9 @@ costed as (
         costs.billable_cost_usd as billable_cost,
         costs.provider_reported_cost_usd as reported_cost,
         -- What the operator pays: what the provider says, else the list price, nothing for BYOK.
-        -- A 0 beside a list price is no statement: another one bills it, a cloud or an upstream.
-        if(is_byok, billable_cost, coalesce(nullIf(reported_cost, 0), list_cost))
-            as provider_cost
+        -- A 0 beside a list price is no statement: another one bills it, a cloud.
+        {{ cost_told('reported_cost', 'traces.provider_upstream_cost_usd') }} as told_cost,
+        if(is_byok, billable_cost, coalesce(nullIf(told_cost, 0), list_cost)) as provider_cost
     from traces
     left join costs on traces.id = costs.id
 ),
