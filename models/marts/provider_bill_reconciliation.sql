@@ -20,7 +20,8 @@ bill_details as (
         provider,
         usage_date,
         max(model != '') as names_models,
-        max(unit != '') as names_units
+        max(unit != '') as names_units,
+        max(unit = 'web_searches' and model = '') as lists_searches_apart
     from lines
     group by
         provider,
@@ -61,6 +62,7 @@ ours as (
         costs.provider as provider,
         multiIf(
             details.provider != '' and not details.names_models, '',
+            costs.compared_unit = 'web_searches' and details.lists_searches_apart, '',
             (costs.provider, costs.answering_model) in (select * from named_models)
             and costs.answering_model != '', costs.answering_model,
             (costs.provider, costs.requested_model) in (select * from named_models),
@@ -179,7 +181,7 @@ judged as (
             bill_lines = 0 and unpriced_calls > 0, 'no_bill',
             abs(difference_usd) <= tolerance, 'within_tolerance',
             bill_lines = 0, 'no_bill',
-            calls = 0, 'no_traces',
+            calls = 0 and ours_usd = 0, 'no_traces',
             unpriced_calls > 0, 'unpriced',
             'price'
         ) as class

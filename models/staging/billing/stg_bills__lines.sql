@@ -69,7 +69,12 @@ final as (
         worded.known_at as known_at
     from worded
     left join units
-        on if(worded.unit != '' or empty(worded.words), worded.unit, worded.words[2]) = units.code
+        on
+            multiIf(
+                worded.unit != '', worded.unit,
+                notEmpty(worded.words), worded.words[2],
+                worded.line_item
+            ) = units.code
 )
 
 select * from final
