@@ -35,6 +35,7 @@ _TRACE_COLUMNS = (
     *("input_audio_tokens", "output_audio_tokens", "input_image_tokens", "output_image_tokens"),
     *("input_video_tokens", "output_video_tokens"),
     *("cached_audio_tokens", "cached_image_tokens", "cached_video_tokens"),
+    *("billed_input_tokens", "billed_output_tokens", "side_usage"),
     "web_search_requests",
 )
 _COST_COLUMNS = (
@@ -188,6 +189,12 @@ def _lines(told: dict[str, Any]) -> list[str]:
     for name in _TRACE_COLUMNS:
         if name.endswith(("_tokens", "_requests")) and trace[name] is not None:
             lines.append(f"  {name:<24}{trace[name]:>14,}")
+    for step in trace["side_usage"]:
+        lines.append(
+            f"  besides, {step['kind']:<15}{step['prompt_tokens']:>14,} in, "
+            f"{step['completion_tokens']:,} out"
+            + (f", by {step['model']}" if step["model"] else "")
+        )
     if cost is None:
         return [*lines, "cost: not priced yet; run `dbt run`"]
     lines.append(f"cost: {cost['cost_status']} ({_STATUS_WORDS.get(cost['cost_status'], '')})")

@@ -46,6 +46,6 @@ substring({{ requested }}, 1, greatest(length({{ requested }}) - length({{ answe
                     {{ tail }},
                     '^(-(20[0-9]{2}-?[0-9]{2}-?[0-9]{2}|[0-9]{3,4}))?(-v[0-9]+)?([:@\\[].*)?$'
                 )
-                or ({{ tail }} = '-fast' and match({{ answering }}, '(^|/)grok-3(-mini)?$'))
+                or (match({{ tail }}, '^-fast(-beta|-latest)?$') and match({{ answering }}, '(^|/)grok-3(-mini)?$'))
             )
 {%- endmacro -%}

@@ -18,10 +18,21 @@ traces as (
         *,
         coalesce(response_model, '') as answering_model,
         {{ price_tier('service_tier') }} as price_tier,
-        greatest(coalesce(cached_input_tokens, 0), 0) as cached,
-        greatest(coalesce(cache_write_tokens, 0), 0) as written,
-        greatest(coalesce(cache_write_1h_tokens, 0), 0) as written_1h_told,
-        greatest(coalesce(cache_write_5m_tokens, 0), 0) as written_5m_told
+        -- What is billed besides: of the call's own model like the call, of another one unpriced.
+        arrayFilter(step -> step.model in ('', answering_model), side_usage) as own_steps,
+        arraySum(step -> step.prompt_tokens + step.completion_tokens, side_usage)
+            - arraySum(step -> step.prompt_tokens + step.completion_tokens, own_steps)
+            as other_model_tokens,
+        -- Where a provider says what it bills, that is not said of its cached part.
+        if(billed_input_tokens is null, greatest(coalesce(cached_input_tokens, 0), 0), 0)
+            + arraySum(own_steps.cached_input_tokens) as cached,
+        greatest(coalesce(cache_write_tokens, 0), 0) + arraySum(own_steps.cache_write_tokens)
+            as written,
+        greatest(coalesce(cache_write_1h_tokens, 0), 0)
+            + arraySum(own_steps.cache_write_1h_tokens) as written_1h_told,
+        greatest(coalesce(cache_write_5m_tokens, 0), 0)
+            + arraySum(step -> step.cache_write_tokens - step.cache_write_1h_tokens, own_steps)
+            as written_5m_told
     from {{ traces }}
 ),
 
@@ -148,8 +159,11 @@ measured as (
         ) as all_rates,
         positiveModulo(toUnixTimestamp64Second(created_at), 86400) as utc_second,
         toUInt8(toDayOfWeek(created_at)) as utc_weekday,
-        greatest(prompt_tokens, 0) as prompt,
-        greatest(completion_tokens, 0) as completion,
+        arrayMax(arrayPushBack(own_steps.prompt_tokens, prompt_tokens)) as longest_prompt,
+        greatest(coalesce(billed_input_tokens, prompt_tokens), 0)
+            + arraySum(own_steps.prompt_tokens) as prompt,
+        greatest(coalesce(billed_output_tokens, completion_tokens), 0)
+            + arraySum(own_steps.completion_tokens) as completion,
         -- Parts larger than the whole are the same tokens, written and read at once.
         greatest(
             prompt - if(cached + written > prompt, greatest(cached, written), cached + written), 0
@@ -199,8 +213,8 @@ current_rates as (
                 rate.valid_from <= created_at
                 and created_at < rate.valid_to
                 and (
-                    prompt > rate.tier_start
-                    or (rate.is_tier_start_inclusive and prompt = rate.tier_start)
+                    longest_prompt > rate.tier_start
+                    or (rate.is_tier_start_inclusive and longest_prompt = rate.tier_start)
                 )
                 and {{ rate_window_holds('rate') }},
             all_rates
@@ -293,9 +307,11 @@ bucketed as (
                 -- A total above its parts: tokens that were used, and of which nobody says what they are.
                 (
                     'uncounted_tokens',
-                    coalesce(total_tokens, 0) - prompt - completion,
+                    coalesce(total_tokens, 0) - greatest(prompt_tokens, 0)
+                    - greatest(completion_tokens, 0),
                     []
                 ),
+                ('other_model_tokens', other_model_tokens, []),
                 -- A fee for the call itself, where the book has one, certain or not.
                 (
                     'requests',

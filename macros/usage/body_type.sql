@@ -18,7 +18,10 @@ Tuple(
     messageStop Tuple(stopReason Nullable(String)),
     promptFeedback Tuple(blockReason Nullable(String)),
     prompt_feedback Tuple(block_reason Nullable(String)),
-    tool_usage Tuple(web_search Tuple(num_requests Nullable(String))),
+    tool_usage Tuple(
+        web_search Tuple(num_requests Nullable(String)),
+        image_gen Tuple(input_tokens Int64, output_tokens Int64)
+    ),
     choices Array(Tuple({{ text_elements(['finish_reason', 'error']) }})),
     candidates Array(Tuple(
         {{ text_elements(['finishReason', 'finish_reason']) }},

@@ -232,8 +232,17 @@ recognised as (
             provider = 'anthropic', true,
             parse_dialect in ({{ sql_texts(dialects_with('zero_cache', 'unknown')) }})
         ) as parse_zero_is_unknown,
-        parse_counts['prompt'] as parse_n_prompt,
-        parse_counts['completion'] as parse_n_completion,
+        {# What is billed stands for what was used where nothing else does; pictures lie outside it. #}
+        coalesce(
+            parse_counts['billed_input'] + parse_counts['billed_image'],
+            parse_counts['billed_input'], parse_counts['billed_image']
+        ) as parse_n_billed_input,
+        coalesce(nullIf(parse_counts['prompt'], 0), parse_n_billed_input, parse_counts['prompt'])
+            as parse_n_prompt,
+        coalesce(
+            nullIf(parse_counts['completion'], 0), parse_counts['billed_output'],
+            parse_counts['completion']
+        ) as parse_n_completion,
         parse_counts['cached'] as parse_n_cached,
         {# Where only how long it is kept is told, what was written is the sum of that. #}
         if(
@@ -299,6 +308,19 @@ listed as (
             parse_dialect != 'none', [],
             arrayConcat(
                 parse_objects,
+                {# Beside an error nothing is walked: the body's own members, and those of its objects. #}
+                if(
+                    empty(parse_objects[1].2) and parse_first_fault is not null,
+                    arrayConcat(
+                        [('', parse_body)],
+                        arrayFilter(
+                            member -> startsWith(member.2, '{')
+                                and member.1 not in ('error', {{ sql_texts(dialects.not_walked) }}),
+                            JSONExtractKeysAndValuesRaw(parse_body)
+                        )
+                    ),
+                    []
+                ),
                 if(parse_counts_text = '', [], [('usage', parse_counts_text)]),
                 arrayMap(
                     member -> (concat('usage.', member.1), member.2),
@@ -456,7 +478,10 @@ judged as (
         arrayFirst(
             text -> toFloat64OrNull(text) >= 0 and toFloat64OrNull(text) < 1e15,
             [trimBoth(parse_ticks, '"')]
-        ) as parse_safe_ticks
+        ) as parse_safe_ticks,
+        if(parse_offer > 0, parse_body, '') as parse_envelope,
+        JSONExtract(parse_texts['iterations'], 'Array({{ step_type() }})') as parse_steps,
+        {{ side_usage('parse_steps', ['parse_first', 'parse_second']) | indent(8) }} as parse_side_usage
     from opened
 
 )

@@ -2,11 +2,17 @@
 {% macro response_columns() %}
 {%- set unread = "parse_dialect = 'none'" -%}
 {#- What a token-counting endpoint answers within an envelope. -#}
-{%- set counted_only = "not parse_is_generated and arrayAll(path -> arrayElement(splitByChar('.', path), -1) in (" ~ sql_texts(usage_dialects().flat_in_pairs) ~ ") and not startsWith(path, 'usage.'), parse_unknown_keys)" -%}
+{%- set counted_only = "not parse_is_generated and arrayAll(path -> arrayElement(splitByChar('.', path), -1) in (" ~ sql_texts(usage_dialects().flat_in_pairs) ~ ") and position(path, 'usage.') = 0, parse_unknown_keys)" -%}
 {#- Where no known place holds one, the first finish reason anywhere. -#}
 {%- set ending = "nullIf(arrayFirst(reason -> reason not in ('', 'null'), [ifNull(parse_finish, ''), extract(if(parse_finish is null, parse_body, ''), '\"(?:finish_reason|finishReason|FinishReason|stop_reason|stopReason)\"\\\\s*:\\\\s*(?:\\\\{\"[a-z]+\"\\\\s*:\\\\s*)?\"([A-Za-z_-]+)\"')]), '')" -%}
-{#- A line of a batch's output, as OpenAI writes it: its body names the tier of no batch. -#}
-{%- set batch_tier = "if(JSONHas(if(startsWith(ifNull(parse_first.id, ''), 'batch_req_'), parse_body, ''), 'response', 'body'), 'batch', null)" -%}
+{#- A line of a batch's output: its body names the tier of no batch. -#}
+{%- set batch_lines = [] -%}
+{%- for key, path in usage_dialects().batch_lines -%}
+    {%- do batch_lines.append("JSONHas(parse_envelope, '" ~ key ~ "') and JSONHas(parse_envelope, " ~ sql_texts(path.split('.')) ~ ")") -%}
+{%- endfor -%}
+{%- set batch_tier = "if(" ~ batch_lines | join(' or ') ~ ", 'batch', null)" -%}
+{#- LangChain names the tier by the counts that it puts under it. -#}
+{%- set counted_tier = "multiIf(parse_texts['in.flex'] != '', 'flex', parse_texts['in.priority'] != '', 'priority', null)" -%}
 {#- Anthropic names the standard tier beside a fast answer, which has prices of its own. -#}
 {%- set fast_tier = "if(parse_texts['speed'] = '\"fast\"', 'fast', null)" -%}
 {{ return({
@@ -34,7 +40,7 @@
         ~ "'absent')",
     'response_model': "nullIf(coalesce(nullIf(parse_first.model, ''), nullIf(parse_second.model, ''), parse_first.modelVersion, parse_second.modelVersion, parse_first.model_version, parse_second.model_version, parse_first.model_name, parse_second.model_name), '')",
     'service_tier': "nullIf(lower(coalesce("
-        ~ batch_tier ~ ", " ~ fast_tier ~ ", "
+        ~ batch_tier ~ ", " ~ fast_tier ~ ", " ~ counted_tier ~ ", "
         ~ "nullIf(nullIf(trimBoth(parse_texts['service_tier'], '\"'), ''), 'null'), nullIf(nullIf(trimBoth(parse_texts['serviceTier'], '\"'), ''), 'null'), "
         ~ "parse_first.service_tier, parse_second.service_tier, "
         ~ "if(startsWith(ifNull(parse_first.serviceTier, ''), '{'), JSONExtractString(ifNull(parse_first.serviceTier, ''), 'type'), parse_first.serviceTier), "
@@ -43,13 +49,16 @@
     'cache_write_1h_tokens': "parse_counts['written_1h']",
     'input_audio_tokens': "parse_counts['input_audio']",
     'output_audio_tokens': "parse_counts['output_audio']",
-    'input_image_tokens': "parse_counts['input_image']",
+    'input_image_tokens': "coalesce(parse_counts['input_image'], parse_counts['billed_image'])",
     'output_image_tokens': "parse_counts['output_image']",
     'input_video_tokens': "parse_counts['input_video']",
     'output_video_tokens': "parse_counts['output_video']",
     'cached_audio_tokens': "parse_counts['cached_audio']",
     'cached_image_tokens': "parse_counts['cached_image']",
     'cached_video_tokens': "parse_counts['cached_video']",
+    'billed_input_tokens': 'parse_n_billed_input',
+    'billed_output_tokens': "parse_counts['billed_output']",
+    'side_usage': 'CAST(parse_side_usage, \'' ~ side_usage_type() ~ '\')',
     'web_search_requests': "coalesce(parse_counts['web_search'], "
         ~ "toInt64OrNull(parse_first.tool_usage.web_search.num_requests), "
         ~ "nullIf(toInt64(countEqual(parse_items, 'web_search_call')), 0), "

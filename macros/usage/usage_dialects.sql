@@ -22,6 +22,8 @@ flat_in_pairs  the same, but only beside an output count or a key of flat_beside
                no consumption.
 generated      keys that hold what a model wrote, as a text or a list with something in it: beside
                them a count that no rule reads is no token-counting endpoint's answer.
+batch_lines    what a line of a batch's output has beside each other, [key, path]: the body in it names
+               the tier of no batch.
 parts          objects inside a usage object: `part.key` below is `key` in any of them; objects inside
                those are named so themselves, as `in.cached_tokens_details`.
 lists          arrays inside a usage object: `part.label` is the count of the element so labelled.
@@ -67,7 +69,10 @@ flat_in_pairs: [input_tokens, inputTokens, prompt_tokens, promptTokens, total_to
 flat_beside: [embeddings, embedding, results, rankings]
 
 generated: [choices, candidates, text, content, output, outputs, output_text, completion, completions,
-            generation, generations, generated_text, response, answer, reply]
+            generation, generations, generated_text, response, answer, reply, result, message]
+
+batch_lines: [[custom_id, response.body], [batch_request_id, batch_result], [recordId, modelOutput],
+              [processed_time, response], [key, response.candidates]]
 
 parts:
   in: [prompt_tokens_details, input_tokens_details, input_token_details, prompt_token_details,
@@ -79,7 +84,7 @@ parts:
   tokens: [tokens]
   token_count: [token_count]
   billed: [billed_units, billedUnits]
-  written: [cache_creation]
+  written: [cache_creation, in.cache_creation_token_details]
   cached: [in.cached_tokens_details, in.cachedTokensDetails]
   details: [details]
   text: [text]
@@ -97,8 +102,7 @@ lists:
   cached: [cacheTokensDetails, cache_tokens_details, cached_tokens_by_modality]
 
 counts:
-  prompt: [tokens.input_tokens, tokens.inputTokens, token_count.prompt_tokens, billed.input_tokens,
-           billed.inputTokens, prompt_tokens, promptTokens, input_tokens, inputTokens, in.total,
+  prompt: [tokens.input_tokens, tokens.inputTokens, token_count.prompt_tokens, prompt_tokens, promptTokens, input_tokens, inputTokens, in.total,
            in.totalTokens, promptTokenCount, prompt_token_count, total_input_tokens,
            inputTokenCount, input_token_count, inputTextTokenCount, prompt_eval_count,
            num_tokens_prompt_total, tokens_evaluated, num_input_tokens, prompt_n,
@@ -106,7 +110,7 @@ counts:
            tokens_input, input_count, promptTokensCount, prompt_tokens_count, PromptTokens, text.prompt_tokens,
            inputTextTokens, input_length, prefill_token_count]
   completion: [tokens.output_tokens, tokens.outputTokens, token_count.response_tokens,
-               billed.output_tokens, billed.outputTokens, completion_tokens, completionTokens,
+               completion_tokens, completionTokens,
                output_tokens, outputTokens, out.total, out.totalTokens, candidatesTokenCount,
                responseTokenCount, candidates_token_count, response_token_count,
                total_output_tokens, generation_token_count, outputTokenCount, output_token_count,
@@ -118,7 +122,8 @@ counts:
   total: [total_tokens, totalTokens, totalTokenCount, total_token_count, token_count,
           totalTokensCount, total_tokens_count, TotalTokens, text.total_tokens]
   tool_prompt: [toolUsePromptTokenCount, tool_use_prompt_token_count, total_tool_use_tokens]
-  cached: [in.cached_tokens, in.cache_read_tokens, in.cache_read, in.cacheReadTokens, in.cacheRead,
+  cached: [in.cached_tokens, in.cache_read_tokens, in.cache_read, in.flex_cache_read,
+           in.priority_cache_read, in.cacheReadTokens, in.cacheRead,
            in.cachedTokens, in.cache_read_input_tokens, cached_tokens, num_cached_tokens,
            prompt_cache_hit_tokens, cache_read_input_tokens, cacheReadInputTokens,
            cacheReadInputTokenCount, cachedInputTokens, cachedContentTokenCount,
@@ -131,12 +136,16 @@ counts:
             cache_creation_input_tokens, cacheWriteInputTokens, cacheWriteInputTokenCount,
             cacheCreationInputTokens, cache_write_tokens, cache_creation_tokens,
             cache_write_input_tokens, cacheWriteTokens, cacheCreationTokens]
-  reasoning: [out.reasoning_tokens, out.reasoning, out.reasoningTokens, out.thinking_tokens,
+  reasoning: [out.reasoning_tokens, out.reasoning, out.flex_reasoning, out.priority_reasoning,
+              out.reasoningTokens, out.thinking_tokens,
               reasoning_tokens, reasoningTokens, thoughtsTokenCount, thoughts_token_count,
               total_thought_tokens, tokens.reasoning_tokens, reasoning_output_tokens,
               details.reasoning_tokens, details.thoughts_tokens, reasoningTokenCount]
-  written_5m: [written.ephemeral_5m_input_tokens, written.5m]
-  written_1h: [written.ephemeral_1h_input_tokens, written.1h]
+  billed_input: [billed.input_tokens, billed.inputTokens]
+  billed_output: [billed.output_tokens, billed.outputTokens]
+  billed_image: [billed.image_tokens, billed.imageTokens]
+  written_5m: [written.ephemeral_5m_input_tokens, written.5m, in.ephemeral_5m_input_tokens]
+  written_1h: [written.ephemeral_1h_input_tokens, written.1h, in.ephemeral_1h_input_tokens]
   input_audio: [in.audio_tokens, in.audio, in.audioTokens, in.AUDIO, in.4, audio_prompt_tokens]
   output_audio: [out.audio_tokens, out.audio, out.audioTokens, out.AUDIO, out.4, audio_completion_tokens]
   input_image: [in.image_tokens, in.image, in.imageTokens, in.IMAGE, in.2, prompt_image_tokens,
@@ -154,7 +163,7 @@ dialects:
   - name: cohere
     any: [tokens.input_tokens, tokens.output_tokens, tokens.inputTokens, tokens.outputTokens,
           token_count.prompt_tokens, billed.input_tokens, billed.output_tokens,
-          billed.inputTokens, billed.outputTokens]
+          billed.inputTokens, billed.outputTokens, billed.image_tokens, billed.imageTokens]
   - name: xai_grpc
     any: [cached_prompt_text_tokens, prompt_text_tokens]
     reasoning: outside
@@ -188,7 +197,7 @@ dialects:
   - name: bedrock_titan
     any: [inputTextTokenCount, totalOutputTextTokenCount, results_token_count]
   - name: langchain
-    any: [in.cache_read, in.cache_creation, in.audio, out.reasoning, out.audio]
+    any: [in.cache_read, in.cache_creation, in.flex, in.priority, in.audio, out.reasoning, out.audio]
   - name: realtime
     any: [input_token_details, output_token_details]
   - name: openai_responses

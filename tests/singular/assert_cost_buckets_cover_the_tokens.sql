@@ -1,5 +1,6 @@
 {#- Conservation, tokens: what is charged and what lacks a price cover the prompt and the
-    completion, once each. Left out: calls whose provider reports parts larger than the whole. -#}
+    completion (those that are billed, where a provider says so) and what the call's own model used
+    besides, once each. Left out: calls whose provider reports parts larger than the whole. -#}
 
 with
 
@@ -25,8 +26,11 @@ covered as (
 traces as (
     select
         id,
-        prompt_tokens,
-        completion_tokens
+        arrayFilter(step -> step.model in ('', coalesce(response_model, '')), side_usage) as steps,
+        greatest(coalesce(billed_input_tokens, prompt_tokens), 0)
+        + arraySum(steps.prompt_tokens) as billed_prompt,
+        greatest(coalesce(billed_output_tokens, completion_tokens), 0)
+        + arraySum(steps.completion_tokens) as billed_completion
     from {{ ref('llm_traces') }}
     where
         coalesce(cached_input_tokens, 0) + coalesce(cache_write_tokens, 0) <= prompt_tokens
@@ -36,15 +40,15 @@ traces as (
 final as (
     select
         traces.id,
-        traces.prompt_tokens,
-        traces.completion_tokens,
+        traces.billed_prompt,
+        traces.billed_completion,
         covered.input_covered,
         covered.output_covered
     from traces
     inner join covered on traces.id = covered.id
     where
-        traces.prompt_tokens != covered.input_covered
-        or traces.completion_tokens != covered.output_covered
+        traces.billed_prompt != covered.input_covered
+        or traces.billed_completion != covered.output_covered
 )
 
 select * from final
