@@ -13,7 +13,10 @@
                 'another run has made ' ~ this.identifier ~ ' since this one began, and nothing was done: run it again.'
             ) }}
         {%- endif -%}
-        {%- for name in ['transformed_batches', 'costed_batches', 'llm_trace_costs'] -%}
+        {#- The ledger before what it counts, for a run that is killed between, and once more behind it, for one that
+            sleeps there while another fills both. -#}
+        {%- for name in ['transformed_batches', 'costed_batches', 'llm_trace_costs', 'costed_batches'] -%}
+            {%- if not loop.last -%}{%- do keep_run_lock() -%}{%- endif -%}
             {%- do run_query('truncate table if exists ' ~ this.incorporate(path={'identifier': name}) ~ on_cluster()) -%}
         {%- endfor -%}
     {%- endif -%}
@@ -35,13 +38,11 @@
         {%- endfor -%}
         {%- if spanning.identifier in there and local.identifier not in there -%}
             {%- if there['llm_traces'] != 'Distributed' -%}
-                {%- do free_run_lock() -%}
-                {{ exceptions.raise_compiler_error(
+                {{ refuse(
                     spanning ~ ' was built whole, and holds its rows itself: `sharded` is set before the first run. Take it off; do not drop the table.'
                 ) }}
             {%- elif former.identifier not in there -%}
-                {%- do free_run_lock() -%}
-                {{ exceptions.raise_compiler_error(
+                {{ refuse(
                     'there is ' ~ spanning ~ ', and no ' ~ local ~ ' here, which holds its rows. Make it on this server as it is on the '
                     ~ 'others; or, where it is gone from all of them, drop table ' ~ spanning ~ on_cluster() ~ ' and run again, which builds it anew.'
                 ) }}

@@ -60,8 +60,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {#- Behind the lock: the run that holds it may be the first, which makes them. -#}
     {%- set needed = [ref('int_traces__unioned'), ref('int_traces__pending'), ref('llm_traces')] + ([ref('int_traces__rebilled')] if 'customer' in kwargs else []) -%}
     {%- for relation in needed if execute and load_relation(relation) is none -%}
-        {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
-        {{ exceptions.raise_compiler_error('erase: there is no ' ~ relation.identifier ~ ' yet, and nothing else says whose the traces are. Let a dbt run make it, then erase again. Nothing was erased.') }}
+        {{ refuse('erase: there is no ' ~ relation.identifier ~ ' yet, and nothing else says whose the traces are. Let a dbt run make it, then erase again. Nothing was erased.') }}
     {%- endfor -%}
     {%- do create_raw_tables() -%}
     {%- do create_operations_tables() -%}
@@ -235,9 +234,9 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         ) -%}
         {%- set left = run_query('select count() from ' ~ llm_traces ~ ' where (' ~ place ~ ') in ' ~ places).rows[0][0] | int -%}
         {%- if left > 0 -%}
-            {%- do free_run_lock() -%}
-            {{ exceptions.raise_compiler_error('erase: ' ~ left ~ ' traces are still in llm_traces after deleting them. What is to go stays listed: erase again by the same call.') }}
+            {{ refuse('erase: ' ~ left ~ ' traces are still in llm_traces after deleting them. What is to go stays listed: erase again by the same call.') }}
         {%- endif -%}
+        {%- do keep_run_lock() -%}
         {%- do run_query(
             'insert into ' ~ source('operations', 'erasures')
             ~ " select " ~ sql_text(kinds | join(', ')) ~ ", lower(hex(SHA256(" ~ sql_text(subject) ~ "))), "
@@ -245,6 +244,8 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
         ) -%}
     {%- endif -%}
     {%- for made in [rejects_list, list] -%}
+        {#- Another call of the same erasure may have taken over, and need them. -#}
+        {%- if not dry_run -%}{%- do keep_run_lock() -%}{%- endif -%}
         {%- do run_query('drop table if exists ' ~ made ~ on_cluster() ~ ' sync') -%}
     {%- endfor -%}
     {%- if not dry_run -%}

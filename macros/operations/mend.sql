@@ -133,8 +133,7 @@ lost and erased is known by the ledgers alone, and where one of these is damaged
     {%- set memories = ['raw_batches', 'raw_lost_batches', 'retired_batches'] -%}
     {%- set forgotten = damaged | unique | select('in', memories) | join(', ') -%}
     {%- if forgotten and not forget -%}
-        {%- if not dry_run -%}{%- do free_run_lock() -%}{%- endif -%}
-        {{ exceptions.raise_compiler_error(
+        {{ refuse(
             'mend: what is lost of ' ~ forgotten ~ ' stands in no other table: what landed, and where it was cut, or what '
             ~ 'was erased. Restore a backup; nothing was done. Where there is none: --args "{forget: true}" goes on without. Then '
             ~ 'a file that is landed again is landed from its beginning, and what killed loaders left over is built, records without an id as other traces; and what '

@@ -38,8 +38,7 @@ transformed_at.
         ~ " and parser_version != '" ~ parser_version() ~ "' and " ~ is_retired
     ).rows[0] -%}
     {%- if retired[0] | int > 0 and not skip_retired -%}
-        {%- do free_run_lock() -%}
-        {{ exceptions.raise_compiler_error(
+        {{ refuse(
             'reparse: the responses of ' ~ retired[0] ~ ' traces of this range, made from ' ~ retired[1] ~ ' to '
             ~ retired[2] ~ ', have been retired, so they cannot be read again. Choose a range without them, or '
             ~ "leave them as they are: --args '{skip_retired: true, ...}'."
@@ -51,8 +50,7 @@ transformed_at.
             ~ parser_version() ~ "' and from_time = " ~ from_time ~ ' and to_time = ' ~ to_time
         ).rows[0][0] -%}
         {%- if (seen | string).startswith('1970') -%}
-            {%- do free_run_lock() -%}
-            {{ exceptions.raise_compiler_error(
+            {{ refuse(
                 'reparse: no report of this range by the rules of now. Look first: the same call without apply.'
             ) }}
         {%- endif -%}
@@ -171,8 +169,7 @@ transformed_at.
 {%- macro _reparse_apply(is_due) -%}
     {%- set llm_traces = ref('llm_traces') -%}
     {%- if storage_of(llm_traces) != llm_traces -%}
-        {%- do free_run_lock() -%}
-        {{ exceptions.raise_compiler_error('reparse: a sharded llm_traces cannot be reparsed, as months are swapped in one by one. Build it anew on purpose (docs/retention.md, Rebuilding llm_traces).') }}
+        {{ refuse('reparse: a sharded llm_traces cannot be reparsed, as months are swapped in one by one. Build it anew on purpose (docs/retention.md, Rebuilding llm_traces).') }}
     {%- endif -%}
     {#- By a name of this call's own: who slept and was taken over swaps in nothing of another. -#}
     {%- set side = llm_traces.incorporate(path={'identifier': 'llm_traces__reparse_' ~ local_md5(invocation_id)}) -%}
@@ -219,8 +216,7 @@ transformed_at.
         {%- set was = run_query('select ' ~ proof ~ ' from ' ~ llm_traces ~ ' where ' ~ is_month).rows[0] -%}
         {%- set will_be = run_query('select ' ~ proof ~ ' from ' ~ side).rows[0] -%}
         {%- if was | string != will_be | string -%}
-            {%- do free_run_lock() -%}
-            {{ exceptions.raise_compiler_error(
+            {{ refuse(
                 'reparse: month ' ~ row[0] ~ ' changed while it was read, or did not come out whole; it was left as '
                 ~ 'it is. Run the same call again.'
             ) }}

@@ -19,9 +19,9 @@ The embedded engine needs none of this: one process at a time holds the path.
     {{ return(target.type != 'chdb') }}
 {%- endmacro -%}
 
-{#- Whether what was called may change the store: tests may not, nor what only compiles. -#}
+{#- Whether what was called may change the store: tests may not, nor what asks how fresh it is, or only compiles. -#}
 {%- macro may_change() -%}
-    {{ return(execute and flags.WHICH not in ('test', 'compile', 'generate', 'show')) }}
+    {{ return(execute and flags.WHICH not in ('test', 'freshness', 'compile', 'generate', 'show')) }}
 {%- endmacro -%}
 
 {#- The comment on every statement that dbt sends: what a waiting run looks for. -#}
@@ -90,8 +90,7 @@ The embedded engine needs none of this: one process at a time holds the path.
                 ~ '. Mend that; or end it, and call the operation again that asked for it: kill mutation where database = '
                 ~ sql_text(target.schema) ~ ' and mutation_id = ' ~ sql_text(row[1]) -%}
             {%- if has_to_end -%}
-                {%- do free_run_lock() -%}
-                {{ exceptions.raise_compiler_error(message) }}
+                {{ refuse(message) }}
             {%- endif -%}
             {%- do print('note: ' ~ message) -%}
         {%- endfor -%}
@@ -103,7 +102,7 @@ The embedded engine needs none of this: one process at a time holds the path.
 
 {#- Before each model: still ours? Then touch it. -#}
 {%- macro keep_run_lock() -%}
-    {%- if execute and is_shared_store() -%}
+    {%- if may_change() and is_shared_store() -%}
         {%- set lock = _newest_run_lock() -%}
         {%- if lock.owner != invocation_id -%}
             {{ exceptions.raise_compiler_error(
@@ -126,6 +125,22 @@ The embedded engine needs none of this: one process at a time holds the path.
     {%- do dbt.exchange_tables_atomic(old_relation, target_relation, obj_types) -%}
 {%- endmacro -%}
 
+{#- Of dbt-clickhouse too, which drops what has the names: what is no copy of a run's own is another run's, and fails
+    to be made a second time. -#}
+{%- macro create_distributed_local_table(distributed_relation, shard_relation, structure_relation, sql_query=none, has_contract=false) -%}
+    {%- do keep_run_lock() -%}
+    {%- if '__dbt_' in shard_relation.identifier -%}
+        {%- do drop_relation_if_exists(shard_relation) -%}
+        {%- do drop_relation_if_exists(distributed_relation) -%}
+    {%- endif -%}
+    {%- do create_schema(shard_relation) -%}
+    {%- do run_query(create_empty_table_from_relation(shard_relation, structure_relation, sql_query)) -%}
+    {%- do run_query(create_distributed_table(distributed_relation, shard_relation)) -%}
+    {%- if sql_query is not none -%}
+        {%- do run_query(clickhouse__insert_into(distributed_relation, sql_query, has_contract)) -%}
+    {%- endif -%}
+{%- endmacro -%}
+
 {#- Of dbt-clickhouse too, which drops what has the name: a table that another run has put there is kept. -#}
 {%- macro clickhouse__rename_relation(from_relation, to_relation, obj_type='table') -%}
     {%- do keep_run_lock() -%}
@@ -133,6 +148,12 @@ The embedded engine needs none of this: one process at a time holds the path.
         {%- do run_query('drop ' ~ obj_type ~ ' if exists ' ~ to_relation ~ ' ' ~ on_cluster_clause(to_relation)) -%}
     {%- endif -%}
     {%- do run_query('rename ' ~ obj_type ~ ' ' ~ from_relation ~ ' to ' ~ to_relation ~ ' ' ~ on_cluster_clause(from_relation)) -%}
+{%- endmacro -%}
+
+{#- Of an operation that cannot go on: the next need not wait for it. -#}
+{%- macro refuse(message) -%}
+    {%- do free_run_lock() -%}
+    {{ exceptions.raise_compiler_error(message) }}
 {%- endmacro -%}
 
 {#- on-run-end, and the last line of an operation. An insert whose connection was lost goes on on the

@@ -197,6 +197,18 @@ def test_a_sharded_rebuild_that_was_passed_over_swaps_in_nothing(sharded: Projec
     assert named(sharded) == ["llm_traces", "llm_traces_local"]
 
 
+def test_a_first_sharded_run_that_was_passed_over_drops_nothing(sharded: Project) -> None:
+    sharded.query("drop table llm_traces", "drop table llm_traces_local")
+    process = sharded.dbt_stopped_before("llm_traces__dbt_view_tmp", 1, *BUILD)
+    sharded.dbt(*BUILD)
+    process.send_signal(signal.SIGCONT)
+    stdout, _ = process.communicate()
+    assert process.returncode == 1, stdout
+    assert sharded.query(COUNTED) == [{"traces": 20, "ids": 20}]
+    sharded.dbt(*BUILD)
+    assert sharded.query(COUNTED) == [{"traces": 20, "ids": 20}]
+
+
 def test_a_server_that_lacks_its_part_of_a_sharded_table_is_named(tmp_path: Path) -> None:
     """Built anew, the parts on other shards would be dropped."""
     sharded = ("--vars", "sharded: true")

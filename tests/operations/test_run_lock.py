@@ -123,6 +123,47 @@ def test_a_run_that_was_passed_over_appends_nothing(server: Project, tmp_path: P
     assert server.value("select count() from llm_traces") == 5
 
 
+def test_a_first_run_that_was_passed_over_leaves_no_trace_uncosted(
+    server: Project, tmp_path: Path
+) -> None:
+    """It empties what another has filled meanwhile."""
+    server.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(5)])))
+    build = ("run", "--select", "+costed_batches")
+    process = server.dbt_stopped_before(r"truncate table \S* \S* \S*llm_trace_costs", 1, *build)
+    server.dbt(*build)
+    process.send_signal(signal.SIGCONT)
+    stdout, _ = process.communicate()
+    assert process.returncode == 1, stdout
+    server.dbt(*build)
+    assert server.value("select count() from llm_traces") == 5
+    assert server.value("select count() from llm_trace_costs") == 5
+
+
+def test_an_erasure_that_was_passed_over_keeps_the_list_of_the_one_that_took_over(
+    server: Project, tmp_path: Path
+) -> None:
+    landed(server, tmp_path, rows=6)
+    asked = ("run-operation", "erase", "--args", "{organization: org-1}")
+    process = server.dbt_stopped_before(r"insert into \S*erasures", 1, *asked)
+    make_lock(server, 99, "11111111-2222-3333-4444-555555555555")
+    process.send_signal(signal.SIGCONT)
+    stdout, _ = process.communicate()
+    assert process.returncode == 1
+    assert "lost its lock to 11111111-2222" in stdout
+    lists = "select count() from system.tables where startsWith(name, 'erase_list_')"
+    assert server.value(lists) == 2
+    operation(server, "erase", "{organization: org-1}")
+    assert server.value(lists) == 0
+
+
+def test_what_only_asks_needs_no_lock(server: Project, tmp_path: Path) -> None:
+    landed(server, tmp_path, rows=2)
+    make_lock(server, 99, "11111111-2222-3333-4444-555555555555")
+    server.dbt("test", "--store-failures", "--select", "llm_traces,test_type:generic")
+    asked = ("source", "freshness", "--vars", "run_lock_wait_seconds: 0")
+    assert "another run holds the store" not in server.dbt(*asked, expect=None).stdout
+
+
 def test_a_run_that_was_passed_over_swaps_in_nothing(server: Project, tmp_path: Path) -> None:
     server.loader(str(write(tmp_path / "a.ndjson", [record(n) for n in range(5)])))
     server.dbt("run", "--select", "+costed_batches")

@@ -8,10 +8,10 @@ fewer, it ends as dbt does.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
+import threading
 from typing import Any
 
 from dbt.adapters.clickhouse.httpclient import ChHttpClient
@@ -29,7 +29,8 @@ def signal_before(number_of_signal: int, pattern: str, number: int) -> None:
             if re.search(pattern, sql, re.IGNORECASE | re.DOTALL):
                 left -= 1
                 if left == 0:
-                    os.kill(os.getpid(), number_of_signal)
+                    # To this thread: another one's signal would let the statement go out first.
+                    signal.pthread_kill(threading.get_ident(), number_of_signal)
             return send(client, sql, **options)
 
         setattr(ChHttpClient, name, sent)
