@@ -35,7 +35,9 @@ _TRACE_COLUMNS = (
     *("input_audio_tokens", "output_audio_tokens", "input_image_tokens", "output_image_tokens"),
     *("input_video_tokens", "output_video_tokens"),
     *("cached_audio_tokens", "cached_image_tokens", "cached_video_tokens"),
-    *("billed_input_tokens", "billed_output_tokens", "side_usage"),
+    *("billed_input_tokens", "billed_output_tokens"),
+    *("side_prompt_tokens", "side_completion_tokens", "side_cached_input_tokens"),
+    *("side_cache_write_tokens", "side_cache_write_1h_tokens", "other_model_tokens"),
     "web_search_requests",
 )
 _COST_COLUMNS = (
@@ -188,13 +190,7 @@ def _lines(told: dict[str, Any]) -> list[str]:
     ]
     for name in _TRACE_COLUMNS:
         if name.endswith(("_tokens", "_requests")) and trace[name] is not None:
-            lines.append(f"  {name:<24}{trace[name]:>14,}")
-    for step in trace["side_usage"]:
-        lines.append(
-            f"  besides, {step['kind']:<15}{step['prompt_tokens']:>14,} in, "
-            f"{step['completion_tokens']:,} out"
-            + (f", by {step['model']}" if step["model"] else "")
-        )
+            lines.append(f"  {name:<26}{trace[name]:>12,}")
     if cost is None:
         return [*lines, "cost: not priced yet; run `dbt run`"]
     lines.append(f"cost: {cost['cost_status']} ({_STATUS_WORDS.get(cost['cost_status'], '')})")

@@ -18,20 +18,15 @@ traces as (
         *,
         coalesce(response_model, '') as answering_model,
         {{ price_tier('service_tier') }} as price_tier,
-        -- What is billed besides: of the call's own model like the call, of another one unpriced.
-        arrayFilter(step -> step.model in ('', answering_model), side_usage) as own_steps,
-        arraySum(step -> step.prompt_tokens + step.completion_tokens, side_usage)
-            - arraySum(step -> step.prompt_tokens + step.completion_tokens, own_steps)
-            as other_model_tokens,
         -- Where a provider says what it bills, that is not said of its cached part.
         if(billed_input_tokens is null, greatest(coalesce(cached_input_tokens, 0), 0), 0)
-            + arraySum(own_steps.cached_input_tokens) as cached,
-        greatest(coalesce(cache_write_tokens, 0), 0) + arraySum(own_steps.cache_write_tokens)
+            + coalesce(side_cached_input_tokens, 0) as cached,
+        greatest(coalesce(cache_write_tokens, 0), 0) + coalesce(side_cache_write_tokens, 0)
             as written,
         greatest(coalesce(cache_write_1h_tokens, 0), 0)
-            + arraySum(own_steps.cache_write_1h_tokens) as written_1h_told,
+            + coalesce(side_cache_write_1h_tokens, 0) as written_1h_told,
         greatest(coalesce(cache_write_5m_tokens, 0), 0)
-            + arraySum(step -> step.cache_write_tokens - step.cache_write_1h_tokens, own_steps)
+            + coalesce(side_cache_write_tokens, 0) - coalesce(side_cache_write_1h_tokens, 0)
             as written_5m_told
     from {{ traces }}
 ),
@@ -159,11 +154,11 @@ measured as (
         ) as all_rates,
         positiveModulo(toUnixTimestamp64Second(created_at), 86400) as utc_second,
         toUInt8(toDayOfWeek(created_at)) as utc_weekday,
-        arrayMax(arrayPushBack(own_steps.prompt_tokens, prompt_tokens)) as longest_prompt,
+        greatest(prompt_tokens, coalesce(side_prompt_tokens, 0)) as longest_prompt,
         greatest(coalesce(billed_input_tokens, prompt_tokens), 0)
-            + arraySum(own_steps.prompt_tokens) as prompt,
+            + coalesce(side_prompt_tokens, 0) as prompt,
         greatest(coalesce(billed_output_tokens, completion_tokens), 0)
-            + arraySum(own_steps.completion_tokens) as completion,
+            + coalesce(side_completion_tokens, 0) as completion,
         -- Parts larger than the whole are the same tokens, written and read at once.
         greatest(
             prompt - if(cached + written > prompt, greatest(cached, written), cached + written), 0
@@ -311,7 +306,7 @@ bucketed as (
                     - greatest(completion_tokens, 0),
                     []
                 ),
-                ('other_model_tokens', other_model_tokens, []),
+                ('other_model_tokens', coalesce(other_model_tokens, 0), []),
                 -- A fee for the call itself, where the book has one, certain or not.
                 (
                     'requests',

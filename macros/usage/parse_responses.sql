@@ -481,7 +481,7 @@ judged as (
         ) as parse_safe_ticks,
         if(parse_offer > 0, parse_body, '') as parse_envelope,
         JSONExtract(parse_texts['iterations'], 'Array({{ step_type() }})') as parse_steps,
-        {{ side_usage('parse_steps', ['parse_first', 'parse_second']) | indent(8) }} as parse_side_usage
+        {{ side_usage('parse_steps', ["ifNull(parse_first.model, '')", "ifNull(parse_second.model, '')"], ['parse_first', 'parse_second']) | indent(8) }} as parse_side_usage
     from opened
 
 )

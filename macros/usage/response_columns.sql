@@ -58,7 +58,12 @@
     'cached_video_tokens': "parse_counts['cached_video']",
     'billed_input_tokens': 'parse_n_billed_input',
     'billed_output_tokens': "parse_counts['billed_output']",
-    'side_usage': 'CAST(parse_side_usage, \'' ~ side_usage_type() ~ '\')',
+    'side_prompt_tokens': "nullIf(parse_side_usage['side_prompt_tokens'], 0)",
+    'side_completion_tokens': "nullIf(parse_side_usage['side_completion_tokens'], 0)",
+    'side_cached_input_tokens': "nullIf(parse_side_usage['side_cached_input_tokens'], 0)",
+    'side_cache_write_tokens': "nullIf(parse_side_usage['side_cache_write_tokens'], 0)",
+    'side_cache_write_1h_tokens': "nullIf(parse_side_usage['side_cache_write_1h_tokens'], 0)",
+    'other_model_tokens': "nullIf(parse_side_usage['other_model_tokens'], 0)",
     'web_search_requests': "coalesce(parse_counts['web_search'], "
         ~ "toInt64OrNull(parse_first.tool_usage.web_search.num_requests), "
         ~ "nullIf(toInt64(countEqual(parse_items, 'web_search_call')), 0), "

@@ -26,11 +26,12 @@ covered as (
 traces as (
     select
         id,
-        arrayFilter(step -> step.model in ('', coalesce(response_model, '')), side_usage) as steps,
         greatest(coalesce(billed_input_tokens, prompt_tokens), 0)
-        + arraySum(steps.prompt_tokens) as billed_prompt,
+        + coalesce(side_prompt_tokens, 0)
+            as billed_prompt,
         greatest(coalesce(billed_output_tokens, completion_tokens), 0)
-        + arraySum(steps.completion_tokens) as billed_completion
+        + coalesce(side_completion_tokens, 0)
+            as billed_completion
     from {{ ref('llm_traces') }}
     where
         coalesce(cached_input_tokens, 0) + coalesce(cache_write_tokens, 0) <= prompt_tokens
