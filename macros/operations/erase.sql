@@ -82,7 +82,7 @@ and by nobody else. Roll-ups by day follow by themselves: a day's fingerprint ch
     {#- By its line, which a replay that was lost and made again has in two batches. -#}
     {%- set line = first_batch() ~ ', position' -%}
     {%- set of_user = '(' ~ line ~ ') in (select ' ~ line ~ ' from ' ~ raw_traces
-        ~ ' where JSONExtract(' ~ readable_json('envelope_json') ~ ", 'user_id', 'Nullable(String)') = " ~ sql_text(user) ~ ')' -%}
+        ~ ' where JSONExtract(' ~ readable_envelope('envelope_json') ~ ", 'user_id', 'Nullable(String)') = " ~ sql_text(user) ~ ')' -%}
     {%- set place = 'id, batch_id, position' -%}
     {%- set listed = place ~ ', organization_id::String as organization_id, toDate32(created_at) as created_date' -%}
     {%- set owned = 'select ' ~ listed ~ ' from ' ~ arrivals ~ ' where '

@@ -34,7 +34,7 @@ source as (
 parsed as (
     select
         *,
-        JSONExtract({{ readable_json('envelope_json') }}, '{{ envelope_type }}') as envelope
+        JSONExtract({{ readable_envelope('envelope_json') }}, '{{ envelope_type }}') as envelope
     from source
 ),
 
