@@ -15,10 +15,10 @@ Rules are YAML with two lists, either of which may be absent::
         regex: '(?<![\w.+@-])[\w.+@-]*[\w.+-]@[\w-]++\.[\w.-]+\w'
 
 A value goes whole and becomes `"[redacted]"` (null stays null); of a text what matches becomes
-`[redacted:email]`. JSON inside a string is read as JSON, and so is what there is of it in other
-text: lines, events of a stream, a document that is cut off. Text that may hold more of it than is
-read becomes `[redacted]`. The texts and numbers that make a line a record and name it (`id`,
-`protocol_version`, …; see formats.yml) are never changed: every trace would be the same one.
+`[redacted:email]`. JSON inside a string or a key is read as JSON, and so is what there is of it in
+other text: lines, events of a stream, a document that is cut off. Text that may hold more of it
+than is read becomes `[redacted]`. The texts and numbers that make a line a record and name it
+(`id`, `protocol_version`, …; see formats.yml) are never changed: every trace would be the same one.
 """
 
 from __future__ import annotations
@@ -423,7 +423,7 @@ class Redactor:
         -------
         tuple
             The value's states, whether it goes, where it begins, whether it is protected, and the
-            key's own place, if patterns may change it.
+            key's own place, if rules may change it.
         """
         closing, states = stack[-1]
         if closing == "]":
@@ -433,15 +433,19 @@ class Redactor:
         if match is None:
             raise _NotJson(index)
         key = _unquote(match.group())
+        can_hold = _CAN_HOLD.search(match.group()) is not None
         if (
             grammar.is_doubted
-            and _CAN_HOLD.search(match.group())
+            and can_hold
             and (key[-1:] == "\\" or self._find_named(f'"{key}":', states | stack[0][1]))
         ):
             raise _NotJson(match.start())  # the name is escaped once more, or in another string
         is_root = len(stack) == 1 and inner == 0
-        has_place = bool(self._patterns) and not is_root
-        place = (match.start(), match.end(), None) if has_place else None
+        place: _Place | None = None
+        if can_hold:  # as a form has a body that is JSON: what is in it stands where the key does
+            place = (match.start(), match.end(), states)
+        elif self._patterns and not is_root:
+            place = (match.start(), match.end(), None)
         index = grammar.skip(text, match.end())
         if text[index : index + 1] != ":":
             raise _NotJson(match.start())  # the name is of what may follow

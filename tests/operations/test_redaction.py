@@ -77,6 +77,32 @@ def test_values_go_by_their_path(line: str, keys: list[str], want: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "keys", "want"),
+    [
+        ('{"a":{"{\\"k\\":\\"x\\"}":""}}', ["**.k"], '{"a":{"{\\"k\\":\\"[redacted]\\"}":""}}'),
+        ('{"a":{"{\\"k\\":\\"x\\"}":""}}', ["a.k"], '{"a":{"{\\"k\\":\\"[redacted]\\"}":""}}'),
+        ('{"a":{"{\\"k\\":\\"x\\"}":""}}', ["k", "a.*.k"], '{"a":{"{\\"k\\":\\"x\\"}":""}}'),
+        (
+            '{"a":{"{\\"k\\":1}":"y","{\\"k\\":2}":{"k":3,"z":4}}}',
+            ["**.k"],
+            '{"a":{"{\\"k\\":\\"[redacted]\\"}":"y","{\\"k\\":\\"[redacted]\\"}":{"k":"[redacted]","z":4}}}',
+        ),
+        ('{"a":{"x {\'k\': 1}":2}}', ["**.k"], '{"a":{"x {\'k\':\\"[redacted]\\"":2}}'),
+        ('{"{\\"k\\":1}":2}', ["k"], '{"{\\"k\\":\\"[redacted]\\"}":2}'),
+        (
+            '{"a":{"k\'s":1,"[k]":2,"{z: k}":3,"\\u006b\\\\":4}}',
+            ["**.k"],
+            '{"a":{"k\'s":1,"[k]":2,"{z: k}":3,"\\u006b\\\\":4}}',
+        ),
+    ],
+)
+def test_json_that_is_a_key_is_read_where_the_key_stands(
+    line: str, keys: list[str], want: str
+) -> None:
+    assert redact(line, *keys) == want
+
+
+@pytest.mark.parametrize(
     ("line", "want"),
     [
         ('{"a":"to bob@example.org!"}', '{"a":"to [redacted:email]!"}'),
@@ -140,7 +166,7 @@ def without(value: Any) -> Any:
 
 def looks_like_json(value: Any) -> bool:
     if isinstance(value, dict):
-        return any(map(looks_like_json, value.values()))
+        return any(map(looks_like_json, [*value, *value.values()]))
     if isinstance(value, list):
         return any(map(looks_like_json, value))
     return isinstance(value, str) and value.lstrip(" \t\r\n\ufeff")[:1] in ("{", "[")
@@ -467,6 +493,7 @@ def wrappings(text: str) -> list[str]:
     return [
         json.dumps(text),
         json.dumps({"z": text}),
+        json.dumps({text: ""}),
         f"{events}\n\ndata: [DONE]",
         f'{{"z": 1}}\n{text}',
         f"\ufeff\xa0{text} ",
@@ -478,7 +505,7 @@ def wrappings(text: str) -> list[str]:
     ]
 
 
-@given(json_values, st.lists(st.integers(0, 9), max_size=4), st.booleans())
+@given(json_values, st.lists(st.integers(0, 10), max_size=4), st.booleans())
 def test_no_wrapping_hides_a_value(value: Any, ways: list[int], ascii_only: bool) -> None:
     text = json.dumps({"z": value, "k": SECRET}, ensure_ascii=ascii_only)
     for way in ways:
@@ -532,18 +559,19 @@ def test_escapes_that_are_escaped_more_often_than_levels_are_read_are_hidden(
         assert len(passes) < 20, "an escape is undone once for each level, however many there are"
 
 
-@pytest.mark.parametrize("way", ["breaks off", "goes on", "is whole in a text"])
+@pytest.mark.parametrize("way", ["breaks off", "goes on", "is whole in a text", "is a key"])
 def test_levels_do_not_multiply(way: str) -> None:
     """What is no document as a whole at each level is not read anew for each of them."""
     took = {}
     for levels in (2, 7):
         text = (r'{"z":"bob\u0040example.org"}' if way == "breaks off" else '{"k":1}') * 2_000
         for _ in range(levels):
-            text = json.dumps([text])
+            text = json.dumps({text: 1} if way == "is a key" else [text])
             text = text[:-1] if way == "breaks off" else text
             text += '{"z":1}' if way == "goes on" else ""
         begin = time.process_time()
-        stored = redact(embed(f"x {text}"), "**.k", patterns=[EMAIL])
+        begun = "data:" if way == "is a key" else "x"
+        stored = redact(embed(f"{begun} {text}"), "**.k", patterns=[EMAIL])
         took[levels] = (time.process_time() - begin) / len(text)
         assert stored.count("[redacted") == 2_000
     assert took[7] < 2 * took[2], "a character at the seventh level against one at the second"
