@@ -326,26 +326,26 @@ def land_periods(
 def _json_lines(
     text: str, formats: tuple[BillFormat, ...], provider: str | None
 ) -> Iterator[tuple[str, BillLine]]:
-    buckets: dict[str, str] = {}
+    # Which line of what period: the bucket that has it.
+    charged: dict[tuple[str, datetime, tuple[str, ...]], str] = {}
     for page, document in enumerate(json_documents(text), start=1):
         bill = _recognised(document, [one for one in formats if one.kind == "json"], f"page {page}")
         for number, bucket in enumerate(_objects(document[bill.buckets])):
             where = f"page {page}, {bill.buckets}[{number}]"
             if not isinstance(bucket.get(bill.rows), list):
                 raise ValueError(f"{where}: {bill.rows}, the list of what was charged, is missing")
-            try:
-                written = json.dumps(bucket, sort_keys=True)
-            except RecursionError:  # writing takes a few levels more than reading did
-                raise ValueError("nested too deep") from None
-            # Of a page that was fetched twice the rest may differ: the token of the next one.
-            same = buckets.setdefault(written, where)
-            if same != where and bucket.get(bill.rows):
-                raise ValueError(
-                    f"{where} is the same as {same}, and would be charged twice: remove one"
-                )
             for index, row in enumerate(_objects(bucket.get(bill.rows))):
                 place = f"{where}.{bill.rows}[{index}]"
-                yield bill.name, _line(bill, {"bucket": bucket, **row}, provider, place)
+                line = _line(bill, {"bucket": bucket, **row}, provider, place)
+                # Other lines of the period may stand there: it may be exported in parts.
+                same = charged.setdefault((line.provider, line.starts_at, line.texts), where)
+                if same != where:
+                    raise ValueError(
+                        f"{place} is a line of {line.starts_at:%Y-%m-%d} that {same} has too, and "
+                        "would be charged twice: remove the older page; parts of a day whose lines "
+                        "do not differ land as an --account each"
+                    )
+                yield bill.name, line
             if bucket.get(bill.rows) == [] and bill.fields["starts_at"].startswith("bucket."):
                 yield bill.name, _line(bill, {"bucket": bucket}, provider, where, is_empty=True)
 

@@ -106,15 +106,22 @@ def test_a_page_that_stands_twice_is_refused(tmp_path: Path) -> None:
     empty = '{"object": "page", "data": []}'
     pages = [page("1"), empty, page("2", 1792368000), page("1").replace(": ", ":"), empty]
     for text in ("\n".join(pages), f"[{', '.join(pages)}]"):
-        said = r"page 4, data\[0\] is the same as page 1, data\[0\].*Nothing of it was"
-        with pytest.raises(SourceError, match=said):
+        said = r"page 4, data\[0\].results\[0\] is a line of 2026-10-18 that page 1, data\[0\] has"
+        with pytest.raises(SourceError, match=said + ".*Nothing of it was"):
             read(tmp_path, text)
     again = json.loads(pages[3]) | {"has_more": True, "next_page": "another token"}
     again["data"].insert(0, json.loads(page("3", 1792454400))["data"][0])
-    with pytest.raises(SourceError, match=r"page 2, data\[1\] is the same as page 1, data\[0\]"):
+    with pytest.raises(SourceError, match=r"page 2, data\[1\].* that page 1, data\[0\] has"):
         read(tmp_path, page("1") + json.dumps(again))
     del pages[3]
     assert len(read(tmp_path, "\n".join(pages))) == 2, "a page without a day charges nothing"
+
+
+def test_a_day_that_was_fetched_twice_is_refused_though_its_amounts_differ(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"page 2, data\[0\].* that page 1, data\[0\] has"):
+        read(tmp_path, page("3.00") + page("4.00"))
+    part = page("4.00").replace('"project_id": null', '"project_id": "p"')
+    assert len(read(tmp_path, page("3.00") + part)) == 2, "a day may be exported in parts"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,6 @@ def test_a_bill_that_is_not_whole_is_refused(tmp_path: Path, text: str, said: st
 
 
 def test_a_bill_nested_however_deep_is_read_or_refused(tmp_path: Path) -> None:
-    """What only just can be read may be too deep to be compared with other pages."""
     outcomes = set()
     for depth in range(sys.getrecursionlimit() - 300, sys.getrecursionlimit() + 10):
         nested = "[" * depth + "]" * depth
