@@ -649,13 +649,13 @@ def _look(store: Store, batch: Batch, known: Collection[str] | None) -> _Found:
 
 
 def _is_in_ledger(store: Store, batch: Batch) -> bool:
-    return bool(
-        store.query(
-            f"select 1 from {store.table('raw_batches')}"
-            " where batch_id = {batch_id:String} limit 1",
-            {"batch_id": batch.batch_id},
-        )
+    """Say whether the ledger has a batch, and in its rows all that it goes on with."""
+    ((is_there,),) = store.query(
+        "select count() > 0 and hasAll(groupArrayArray(continues), {continues:Array(String)})"
+        f" from {store.table('raw_batches')} where batch_id = {{batch_id:String}}",
+        {"batch_id": batch.batch_id, "continues": list(batch.continues)},
     )
+    return bool(is_there)
 
 
 def _look_for_others(store: Store, batch: Batch) -> list[str]:

@@ -85,6 +85,26 @@ def test_a_ledger_row_that_is_not_there_is_written_again(
     assert project.value("select count() from raw_traces") == 1
 
 
+@pytest.mark.parametrize(("kind", "status"), [("answer", 500), ("answer", 200), ("drop", 200)])
+def test_what_a_landed_batch_goes_on_with_is_noted_though_the_insert_is_lost(
+    front: Front, project: Project, tmp_path: Path, kind: str, status: int
+) -> None:
+    """The batch is in the ledger already, without that."""
+    path, text = tmp_path / "a.ndjson", '{"request_json":1}\n'
+    for part, rejects in ((text, 0), (text[:9], 1)):
+        path.write_text(part)
+        project.loader(str(path), expect=rejects)
+    path.write_text(text)
+    front.misbehave(
+        kind, effect="none", status=status, text="", inserts=True, contains="raw_batches"
+    )
+    project.loader(str(path))
+    assert front.stats()["faults"][0]["done"] == 1
+    front.behave()
+    noted = "select arrayJoin(continues) from raw_batches"
+    assert project.value(f"select count() from raw_rejects where batch_id in ({noted})") == 1
+
+
 @pytest.mark.parametrize("follow", [False, True])
 def test_a_drain_that_is_stopped_says_whether_it_is_done(
     front: Front, project: Project, tmp_path: Path, follow: bool
