@@ -501,6 +501,8 @@ def _read(
     try:
         for cut in cut_stream(stream, source.name, settings, line, landed):
             batch = _encode(cut, lost.get(cut.batch_id), framer, settings)
+            # A file that breaks off in a line too long to be kept whole may be cut as before.
+            begun = [batch_id for batch_id in begun if batch_id != batch.batch_id]
             yield replace(batch, continues=begun) if begun else batch
             begun = []
     finally:

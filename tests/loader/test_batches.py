@@ -573,6 +573,24 @@ def test_a_rejected_line_is_listed_once_while_a_compressed_file_ends_early(file:
     assert [(batch.rows, batch.rejects) for batch in landed] == [(0, 1), (1, 0)]
 
 
+def test_a_batch_does_not_go_on_with_itself(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressed file has grown, and breaks off within a line too long to be kept whole again."""
+    monkeypatch.setattr(loader.batches, "KEPT_WHOLE_BYTES", 100)
+    monkeypatch.setattr(loader.sources, "_CHUNK", 20)
+    member = zlib.compressobj(0, wbits=31)
+    packed = b"".join(member.compress(b"abcd") + member.flush(zlib.Z_SYNC_FLUSH) for _ in range(30))
+    are_cut_again = False
+    for size in range(len(packed)):
+        file.entries = []
+        landed = file.land(packed[:size])
+        if landed and landed[0].end > 100:
+            file.lose(0)
+            again = file.land(packed[: size + 9])
+            assert all(batch.batch_id not in batch.continues for batch in again)
+            are_cut_again |= [batch.batch_id for batch in again] == [landed[0].batch_id]
+    assert are_cut_again
+
+
 def test_a_torn_line_that_ends_in_space_is_read_again(file: File) -> None:
     file.land(b'{"request_json":')
     (whole,) = file.land(b'{"request_json": 1}\n')
