@@ -1,4 +1,4 @@
-"""What docs/integrate.md tells a newcomer to do: its server runs, and its traces can be read."""
+"""What README.md and docs/integrate.md tell a newcomer to do: it runs, and traces can be read."""
 
 from __future__ import annotations
 
@@ -69,6 +69,22 @@ def test_the_documented_server_is_wired_in(project: Project, tmp_path: Path) -> 
         (good, False, None, 12, "pro"),
         (failed, True, "no answer", 0, "pro"),
     ]
+
+
+def test_the_documented_schedule_transforms_what_landed_beside_rejects(tmp_path: Path) -> None:
+    found = re.search(r"^\*/5 \* \* \* \* +(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert found is not None
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, does in (("python", "exit $DRAINED"), ("dbt", "echo transformed")):
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+    line = found[1].replace("/opt/tokenledger", str(tmp_path))
+    for code, said in ((0, "transformed\n"), (1, "transformed\n"), (2, ""), (3, "")):
+        done = subprocess.run(
+            ["sh", "-c", line], env={"DRAINED": str(code)}, capture_output=True, text=True
+        )
+        assert (code, done.stdout) == (code, said)
 
 
 def test_the_package_holds_what_a_server_imports_and_no_more() -> None:
