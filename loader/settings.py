@@ -146,6 +146,12 @@ def _checked_endpoint(text: str) -> str:
             "CLICKHOUSE_ENDPOINT is no URL of a server: write it like http://localhost:8123 or "
             "https://example.org:8443."
         )
+    if parts.path not in ("", "/"):
+        raise UsageError(
+            "CLICKHOUSE_ENDPOINT has a path, which dbt would not send: it would work on another "
+            "server than the loader. Give the server a name or a port of its own, and leave the "
+            "path out."
+        )
     return parts.geturl()
 
 

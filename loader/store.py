@@ -542,7 +542,6 @@ def _open_server(settings: Settings) -> Client:
             secure=secure,
             username=settings.username,
             password=settings.password,
-            proxy_path=parts.path.strip("/"),
             ca_cert=settings.ca_cert,
             client_cert=settings.client_cert,
             client_cert_key=settings.client_key,

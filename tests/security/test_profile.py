@@ -33,7 +33,7 @@ def connection(endpoint: str) -> dict[str, Any]:
         ("HTTPS://example.org:8443", "example.org", 8443, True),
         ("https://Example.org", "Example.org", 8443, True),
         ("Https://example.org/", "example.org", 8443, True),
-        ("http://127.0.0.1:8123/clickhouse", "127.0.0.1", 8123, False),
+        ("http://127.0.0.1:8123/", "127.0.0.1", 8123, False),
         ("HTTP://example.org", "example.org", 8123, False),
         ("http://https", "https", 8123, False),
     ],
@@ -57,6 +57,7 @@ def test_the_endpoint_leads_dbt_where_it_leads_the_loader(
         *("https://example.org?password=hunter2", "https://example.org/?password=hunter2"),
         *("https://example.org#hunter2", "https://example.org/x#hunter2", "https://example.org:"),
         *("https://:8443", "https://", "https:/example.org", "https://example.org:hunter2"),
+        *("https://example.org/hunter2", "https://example.org:8443/a/", "https://example.org//"),
     ],
 )
 def test_an_endpoint_that_cannot_be_is_refused_by_both_and_not_quoted(endpoint: str) -> None:
