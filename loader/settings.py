@@ -95,7 +95,7 @@ class Settings:
             password=_password(values),
             database=_identifier(values, "CLICKHOUSE_DATABASE", cls.database),
             cluster=_identifier(values, "CLICKHOUSE_CLUSTER", "") or None,
-            chdb_path=Path(values.get("CHDB_PATH", cls.chdb_path)),
+            chdb_path=_folder(values, "CHDB_PATH", cls.chdb_path),
             ca_cert=_file(values, "CLICKHOUSE_CA_CERT"),
             client_cert=_file(values, "CLICKHOUSE_CLIENT_CERT"),
             client_key=_file(values, "CLICKHOUSE_CLIENT_KEY"),
@@ -178,6 +178,11 @@ def _identifier(values: Mapping[str, str], name: str, default: str) -> str:
             "and begin with a letter or underscore."
         )
     return value
+
+
+def _folder(values: Mapping[str, str], name: str, default: Path) -> Path:
+    # As dbt's profile has it: `~` of an unknown user stays, where `Path` raises an error.
+    return Path(os.path.expanduser(values.get(name, default)))  # noqa: PTH111
 
 
 def _file(values: Mapping[str, str], name: str) -> str | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from chdb_lock import find_holder
+from dbt.adapters.chdb.credentials import ChdbCredentials
 
 from loader.errors import UsageError
 from loader.settings import Settings
@@ -114,6 +115,12 @@ def test_a_path_in_the_endpoint_is_refused_and_not_quoted(path: str) -> None:
     with pytest.raises(UsageError, match="CLICKHOUSE_ENDPOINT has a path") as caught:
         Settings.from_environment({"CLICKHOUSE_ENDPOINT": f"http://localhost:8123{path}"})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["~/warehouse", "~", "~nobody-here/warehouse", "a~b", "/a/~"])
+def test_a_home_in_the_path_leads_the_loader_where_it_leads_dbt(path: str) -> None:
+    found = Settings.from_environment({"CHDB_PATH": path}).chdb_path
+    assert str(found.absolute()) == ChdbCredentials(schema="llm", chdb_path=path).chdb_path
 
 
 def test_a_store_that_was_opened_by_a_relative_path_is_released(
