@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -71,20 +72,45 @@ def test_the_documented_server_is_wired_in(project: Project, tmp_path: Path) -> 
     ]
 
 
+def install(folder: Path, **programs: str) -> None:
+    """Make a checkout whose programs do no more than these lines of shell."""
+    for name, does in programs.items():
+        file = folder / ".venv" / "bin" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{does}\n")
+        file.chmod(0o755)
+
+
 def test_the_documented_schedule_transforms_what_landed_beside_rejects(tmp_path: Path) -> None:
     found = re.search(r"^\*/5 \* \* \* \* +(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert found is not None
-    programs = tmp_path / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    for name, does in (("python", "exit $DRAINED"), ("dbt", "echo transformed")):
-        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
-        (programs / name).chmod(0o755)
+    install(tmp_path, python="exit $DRAINED", dbt="echo transformed")
     line = found[1].replace("/opt/tokenledger", str(tmp_path))
     for code, said in ((0, "transformed\n"), (1, "transformed\n"), (2, ""), (3, "")):
         done = subprocess.run(
             ["sh", "-c", line], env={"DRAINED": str(code)}, capture_output=True, text=True
         )
         assert (code, done.stdout) == (code, said)
+
+
+def test_the_documented_units_have_one_password(tmp_path: Path) -> None:
+    """They share a file of variables; the loader reads a password from a file, dbt does not."""
+    unit = (ROOT / "deploy" / "systemd" / "tokenledger-dbt.service").read_text()
+    found = re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    assert found is not None
+    install(tmp_path, dbt='echo "$@ by $CLICKHOUSE_PASSWORD"')
+    line = found[1].replace("/srv/tokenledger", str(tmp_path)).replace("$$", "$")
+    (tmp_path / "password").write_text("from a file\n")
+    file, none = str(tmp_path / "password"), str(tmp_path / "none")
+    for variables, said in (
+        ({"CLICKHOUSE_PASSWORD_FILE": file}, "--quiet run by from a file\n"),
+        ({"CLICKHOUSE_PASSWORD": "it", "CLICKHOUSE_PASSWORD_FILE": file}, "--quiet run by it\n"),
+        ({}, "--quiet run by \n"),
+        ({"CLICKHOUSE_PASSWORD_FILE": none}, ""),
+    ):
+        done = subprocess.run(shlex.split(line), env=variables, capture_output=True, text=True)
+        assert done.stdout == said
+        assert (done.returncode == 0) == bool(said)
 
 
 def test_the_package_holds_what_a_server_imports_and_no_more() -> None:
