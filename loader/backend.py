@@ -192,7 +192,7 @@ class ProviderTraceBackend:
             organization_id = _get(actor, "organization_id")
             if not organization_id:
                 return None
-            found = await asyncio.to_thread(self._read, str(step_id), str(organization_id))
+            found = await asyncio.to_thread(self._read, step_id, organization_id)
             self._is_told["read"] = False
         except Exception as error:
             self._fail("read", error)
@@ -218,11 +218,14 @@ class ProviderTraceBackend:
             writers.append(Writer(self._spool, self._options))
         return writers[0]
 
-    def _read(self, step_id: str, organization_id: str) -> Mapping[str, Any] | None:
-        if not self._readers:
-            from loader.reader import Reader
+    def _read(self, *names: Any) -> Mapping[str, Any] | None:
+        from loader.reader import Reader
+        from loader.store import plain_value
 
+        if not self._readers:
             self._readers.append(Reader())
+        # As the writer writes them: what is no text or number becomes its text.
+        step_id, organization_id = (str(plain_value(name)) for name in names)
         return self._readers[0].get_provider_trace_by_step_id(step_id, organization_id)
 
     def _end_write(self, write: asyncio.Future[None]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
+import enum
 import json
 import logging
 import os
 import signal
 import threading
 import types
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +249,18 @@ class FakeReader:
         pass
 
 
+class Known(str, enum.Enum):  # noqa: UP042 (what servers have)
+    NAME = "name-1"
+
+
+class Other(enum.Enum):
+    NAME = 1
+
+
+class Number(int, enum.Enum):
+    SEVEN = 7
+
+
 FOUND = {**MINIMAL, "request_json": {"q": 1}, "response_json": {}, "agent_id": "agent-1"}
 
 
@@ -260,6 +275,21 @@ def test_reading_is_by_the_actors_organization(tmp_path: Path) -> None:
     assert len(reader.asked) == 1, "without an organization nothing is asked"
     backend = ProviderTraceBackend(tmp_path / "spool", reader=reader, trace_type=Model)
     assert isinstance(asyncio.run(backend.get_by_step_id_async("step-1", ACTOR)), Model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [Known.NAME, Other.NAME, Number.SEVEN, 7, uuid.UUID(int=7)],
+    ids=lambda name: type(name).__name__,
+)
+def test_a_name_is_read_as_it_was_written(tmp_path: Path, name: Any) -> None:
+    reader: Any = FakeReader(None)
+    actor = types.SimpleNamespace(organization_id=name)
+    with contextlib.closing(ProviderTraceBackend(tmp_path / "spool", reader=reader)) as backend:
+        backend.create_sync(actor, Trace(step_id=name))
+        asyncio.run(backend.get_by_step_id_async(name, actor))
+    (record,) = stored(tmp_path / "spool")
+    assert reader.asked == [(str(record["step_id"]), str(record["org_id"]))]
 
 
 def test_a_store_that_is_away_is_told_once(
