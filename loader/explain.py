@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +15,7 @@ from loader.documents import as_json_value
 from loader.errors import UsageError
 from loader.reader import require_organization
 from loader.settings import Settings
-from loader.store import Store, open_store
+from loader.store import Store, open_existing_store
 from loader.verbs import printable
 
 __all__ = ["add_arguments", "explain", "run"]
@@ -70,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Explain one trace on standard output."""
-    with open_store(settings, lambda text: print(text, file=sys.stderr)) as store:
+    with open_existing_store(settings) as store:
         told = explain(store, args.trace_id, args.organization)
     print(json.dumps(told, default=as_json_value) if args.json else _as_text(told))
     return 0

@@ -285,6 +285,7 @@ def test_a_record_above_the_limit_is_kept_as_a_reject(project: Project, tmp_path
         (["rejects", "--limit", "0"], "--limit"),
         (["status"], "there is no store at"),
         (["get", "s", "--organization", "o"], "there is no store at"),
+        (["explain", "t", "--organization", "o"], "there is no store at"),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_2(
