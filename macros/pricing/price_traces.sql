@@ -295,6 +295,11 @@ bucketed as (
                 ('output_image_tokens', image_out, ['output_image_tokens', 'output_tokens']),
                 ('output_video_tokens', video_out, ['output_video_tokens', 'output_tokens']),
                 (
+                    'citation_tokens',
+                    greatest(coalesce(citation_tokens, 0), 0),
+                    ['output_citation_tokens']
+                ),
+                (
                     'web_searches',
                     greatest(coalesce(web_search_requests, 0), 0),
                     ['web_searches']

@@ -64,6 +64,7 @@
     'side_cache_write_tokens': "nullIf(parse_side_usage['side_cache_write_tokens'], 0)",
     'side_cache_write_1h_tokens': "nullIf(parse_side_usage['side_cache_write_1h_tokens'], 0)",
     'other_model_tokens': "nullIf(parse_side_usage['other_model_tokens'], 0)",
+    'citation_tokens': "parse_counts['citation']",
     'web_search_requests': "coalesce(parse_counts['web_search'], "
         ~ "toInt64OrNull(parse_first.tool_usage.web_search.num_requests), "
         ~ "nullIf(toInt64(countEqual(parse_items, 'web_search_call')), 0), "

@@ -156,6 +156,7 @@ counts:
   cached_audio: [cached.audio_tokens, cached.audio, cached.audioTokens, cached.AUDIO, cached.4]
   cached_image: [cached.image_tokens, cached.image, cached.imageTokens, cached.IMAGE, cached.2]
   cached_video: [cached.video_tokens, cached.video, cached.videoTokens, cached.VIDEO, cached.3]
+  citation: [citation_tokens]
   web_search: [tools.web_search_requests, tools.web_search_calls, tools.webSearchRequests,
                tools.web_search, num_search_queries, web_search_requests]
 

@@ -115,6 +115,7 @@ final as (
         side_cache_write_tokens,
         side_cache_write_1h_tokens,
         other_model_tokens,
+        citation_tokens,
         web_search_requests,
         provider_reported_cost_usd,
         provider_upstream_cost_usd,
