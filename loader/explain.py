@@ -37,7 +37,7 @@ _TRACE_COLUMNS = (
     *("billed_input_tokens", "billed_output_tokens"),
     *("side_prompt_tokens", "side_completion_tokens", "side_cached_input_tokens"),
     *("side_cache_write_tokens", "side_cache_write_1h_tokens", "other_model_tokens"),
-    "citation_tokens",
+    *("citation_tokens", "longest_prompt_tokens"),
     "web_search_requests",
 )
 _COST_COLUMNS = (

@@ -154,7 +154,7 @@ measured as (
         ) as all_rates,
         positiveModulo(toUnixTimestamp64Second(created_at), 86400) as utc_second,
         toUInt8(toDayOfWeek(created_at)) as utc_weekday,
-        greatest(prompt_tokens, coalesce(side_prompt_tokens, 0)) as longest_prompt,
+        coalesce(longest_prompt_tokens, prompt_tokens) as longest_prompt,
         greatest(coalesce(billed_input_tokens, prompt_tokens), 0)
             + coalesce(side_prompt_tokens, 0) as prompt,
         greatest(coalesce(billed_output_tokens, completion_tokens), 0)

@@ -315,7 +315,7 @@ listed as (
                         [('', parse_body)],
                         arrayFilter(
                             member -> startsWith(member.2, '{')
-                                and member.1 not in ('error', {{ sql_texts(dialects.not_walked) }}),
+                                and member.1 not in ('error', 'metadata', 'quota', 'rate_limit', {{ sql_texts(dialects.not_walked) }}),
                             JSONExtractKeysAndValuesRaw(parse_body)
                         )
                     ),

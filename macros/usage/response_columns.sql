@@ -12,7 +12,7 @@
 {%- endfor -%}
 {%- set batch_tier = "if(" ~ batch_lines | join(' or ') ~ ", 'batch', null)" -%}
 {#- LangChain names the tier by the counts that it puts under it. -#}
-{%- set counted_tier = "multiIf(parse_texts['in.flex'] != '', 'flex', parse_texts['in.priority'] != '', 'priority', null)" -%}
+{%- set counted_tier = "arrayFirst(tier -> arrayExists(name -> parse_texts[concat('in.', name)] not in ('', 'null', '0'), [tier, concat(tier, '_cache_read')]), ['flex', 'priority'])" -%}
 {#- Anthropic names the standard tier beside a fast answer, which has prices of its own. -#}
 {%- set fast_tier = "if(parse_texts['speed'] = '\"fast\"', 'fast', null)" -%}
 {{ return({
@@ -40,7 +40,7 @@
         ~ "'absent')",
     'response_model': "nullIf(coalesce(nullIf(parse_first.model, ''), nullIf(parse_second.model, ''), parse_first.modelVersion, parse_second.modelVersion, parse_first.model_version, parse_second.model_version, parse_first.model_name, parse_second.model_name), '')",
     'service_tier': "nullIf(lower(coalesce("
-        ~ batch_tier ~ ", " ~ fast_tier ~ ", " ~ counted_tier ~ ", "
+        ~ batch_tier ~ ", " ~ fast_tier ~ ", nullIf(" ~ counted_tier ~ ", ''), "
         ~ "nullIf(nullIf(trimBoth(parse_texts['service_tier'], '\"'), ''), 'null'), nullIf(nullIf(trimBoth(parse_texts['serviceTier'], '\"'), ''), 'null'), "
         ~ "parse_first.service_tier, parse_second.service_tier, "
         ~ "if(startsWith(ifNull(parse_first.serviceTier, ''), '{'), JSONExtractString(ifNull(parse_first.serviceTier, ''), 'type'), parse_first.serviceTier), "
@@ -65,6 +65,7 @@
     'side_cache_write_1h_tokens': "nullIf(parse_side_usage['side_cache_write_1h_tokens'], 0)",
     'other_model_tokens': "nullIf(parse_side_usage['other_model_tokens'], 0)",
     'citation_tokens': "parse_counts['citation']",
+    'longest_prompt_tokens': "nullIf(parse_side_usage['longest_prompt_tokens'], 0)",
     'web_search_requests': "coalesce(parse_counts['web_search'], "
         ~ "toInt64OrNull(parse_first.tool_usage.web_search.num_requests), "
         ~ "nullIf(toInt64(countEqual(parse_items, 'web_search_call')), 0), "

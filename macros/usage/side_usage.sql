@@ -1,46 +1,53 @@
 {#-
-What a call used beside its prompt and its completion, as Map(column, tokens); what is not there is 0. Steps of Anthropic's `iterations` that are no message (a compaction, an advisor) count
-where those that are one add up to the input of the whole, which shows that it leaves the others out.
-What another model used, and pictures that a tool of OpenAI's made (it does not say by what model), is
-`other_model_tokens`.
+What a call used beside its prompt and its completion, as Map(column, tokens); what is not there is 0.
+Anthropic's `iterations` are read where those of type message add up to the input of the whole, which
+shows that it leaves the others out (a compaction, an advisor); where the cache adds up too, they tell the
+longest prompt. What another model used, and pictures that
+a tool of OpenAI's made (it does not say by what model), is `other_model_tokens`.
 -#}
 {% macro side_usage(steps, own_names, tops) -%}
 arrayMap(
-    (own, others) -> mapFilter(
+    told -> mapFilter(
         (name, tokens) -> tokens > 0,
         map(
-            'side_prompt_tokens', arraySum(step -> step.3 + step.4 + step.5, own),
-            'side_completion_tokens', arraySum(step -> step.6, own),
-            'side_cached_input_tokens', arraySum(step -> step.4, own),
-            'side_cache_write_tokens', arraySum(step -> step.5, own),
-            'side_cache_write_1h_tokens', arraySum(step -> step.7, own),
-            'other_model_tokens', arraySum(step -> step.3 + step.4 + step.5 + step.6, others)
+            'longest_prompt_tokens', if(
+                arraySum(step -> if(step.1 = 'message', step.2, 0), told) = parse_input,
+                arrayMax(step -> if(step.1 = 'other', 0, step.2), told), 0
+            ),
+            {%- for name, count in {
+                'side_prompt_tokens': 'step.2', 'side_completion_tokens': 'step.3',
+                'side_cached_input_tokens': 'step.4', 'side_cache_write_tokens': 'step.5',
+                'side_cache_write_1h_tokens': 'step.6',
+            }.items() %}
+            '{{ name }}', arraySum(step -> if(step.1 = 'own', {{ count }}, 0), told),
+            {%- endfor %}
+            'other_model_tokens', arraySum(step -> if(step.1 = 'other', step.2 + step.3, 0), told)
                 {%- for top in tops %}
                 + {{ step_count(top ~ '.tool_usage.image_gen.input_tokens') }}
                 + {{ step_count(top ~ '.tool_usage.image_gen.output_tokens') }}
                 {%- endfor %}
         )
     ),
-    {%- for which in ['in', 'not in'] %}
     [arrayMap(
         step -> (
-            step.type,
-            step.model,
-            {{ step_count('step.input_tokens') }},
+            multiIf(
+                step.type = 'message', 'message',
+                step.model in ('', {{ own_names | join(', ') }}), 'own',
+                'other'
+            ),
+            {{ step_count('step.input_tokens') }} + {{ step_count('step.cache_read_input_tokens') }}
+                + {{ step_count('step.cache_creation_input_tokens') }},
+            {{ step_count('step.output_tokens') }},
             {{ step_count('step.cache_read_input_tokens') }},
             {{ step_count('step.cache_creation_input_tokens') }},
-            {{ step_count('step.output_tokens') }},
             {{ step_count("tupleElement(step.cache_creation, 'ephemeral_1h_input_tokens')") }}
         ),
-        arrayFilter(
-            step -> step.type != 'message'
-                and step.model {{ which }} ('', {{ own_names | join(', ') }})
-                and arraySum(other -> if(other.type = 'message', other.input_tokens, 0), {{ steps }})
-                    = ifNull(parse_counts['prompt'], 0),
-            {{ steps }}
+        if(
+            arraySum(step -> if(step.type = 'message', step.input_tokens, 0), {{ steps }})
+                = ifNull(parse_counts['prompt'], 0),
+            {{ steps }}, []
         )
-    )]{{ ',' if not loop.last }}
-    {%- endfor %}
+    )]
 )[1]
 {%- endmacro %}
 

@@ -69,7 +69,7 @@ flat_in_pairs: [input_tokens, inputTokens, prompt_tokens, promptTokens, total_to
 flat_beside: [embeddings, embedding, results, rankings]
 
 generated: [choices, candidates, text, content, output, outputs, output_text, completion, completions,
-            generation, generations, generated_text, response, answer, reply, result, message]
+            generation, generations, generated_text, response, answer, reply, result]
 
 batch_lines: [[custom_id, response.body], [batch_request_id, batch_result], [recordId, modelOutput],
               [processed_time, response], [key, response.candidates]]

@@ -101,7 +101,9 @@ costed as (
         traces.prompt_tokens as prompt,
         coalesce(traces.cached_input_tokens, 0) as cached,
         coalesce(traces.cache_write_tokens, 0) as written,
-        cached + written > 0 as uses_cache,
+        coalesce(traces.side_cached_input_tokens, 0) + coalesce(traces.side_cache_write_tokens, 0)
+            as side,
+        cached + written + side > 0 as uses_cache,
         costs.read_cost as read_cost,
         costs.write_cost as write_cost,
         costs.charged_tokens as charged_tokens,
@@ -113,7 +115,7 @@ costed as (
             null
         ) as uncached_price,
         -- Only what was charged as cached can have been saved on, and all of it has to be.
-        uses_cache and uncached_price is not null and charged_tokens >= cached + written
+        uses_cache and uncached_price is not null and charged_tokens >= cached + written + side
             as has_known_saving,
         if(
             has_known_saving,

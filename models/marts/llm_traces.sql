@@ -116,6 +116,7 @@ final as (
         side_cache_write_1h_tokens,
         other_model_tokens,
         citation_tokens,
+        longest_prompt_tokens,
         web_search_requests,
         provider_reported_cost_usd,
         provider_upstream_cost_usd,
