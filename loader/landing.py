@@ -13,6 +13,7 @@ deduplication, and to parse anything.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import queue
 import random
 import time
@@ -232,7 +233,9 @@ def place_batch(
 
     def attempt(number: int) -> bool:
         if number == 1:
-            ours.unseen = store.wait_where_seen(batch.batch_id, f"batch {batch.batch_id}", sleep)
+            # Also for what replays the same rejects: its id begins alike.
+            name = batch.batch_id.partition("-")[0]
+            ours.unseen = store.wait_where_seen(name, f"batch {batch.batch_id}", sleep)
         found = _look(store, batch, known)
         if found.ledger is not None and not ours.has_removed:
             if found.is_short:
@@ -265,7 +268,7 @@ def record_batch(
         if batch.by_rules and not store.is_embedded:
             # And one that landed the same bytes may have removed what is here: see _finish.
             _refuse_other_counts(store, batch, _look(store, batch, None))
-        query_id = f"{batch.batch_id}-ledger-{number}"
+        query_id = f"{batch.batch_id}-ledger-{number}-of-{_name_of(batch.source)}"
         store.insert_binary("raw_batches", _LEDGER_COLUMNS, [_ledger_row(batch)], query_id)
         if not _is_in_ledger(store, batch):
             raise StoreError(
@@ -299,7 +302,7 @@ def _record_more(store: Store, source: Source, entry: LedgerEntry) -> None:
 def _patiently(
     attempt: Callable[[int], _Result],
     store: Store,
-    query_id_prefix: str,
+    name: str,
     sleep: Callable[[float], None],
 ) -> _Result:
     """Try, and try again after a while: a server may be away, or its answer lost.
@@ -313,7 +316,7 @@ def _patiently(
         try:
             if number > 1:
                 # An insert of ours that still runs is not to be overtaken by another.
-                store.wait_for_inserts(query_id_prefix, f"batch {query_id_prefix}", sleep)
+                store.wait_for_inserts(name, f"batch {name}", sleep)
             return attempt(number)
         except SourceTakenError:
             raise
@@ -370,7 +373,7 @@ def land_source(
                 keep(source) if store.is_embedded else hold(source, settings.lock_timeout, on_wait)
             )
             source = stack.enter_context(held)
-        entries = _patiently(lambda number: _ledger_of(store, source), store, "", time.sleep)
+        entries = _patiently(lambda number: _settled_ledger(store, source), store, "", time.sleep)
         if source.is_file:
             known = {entry.batch_id for entry in entries}
         landers = stack.enter_context(_Landers(store, known))
@@ -540,6 +543,20 @@ def _encode(cut: Cut, lost: LedgerEntry | None, framer: Framer, settings: Settin
     if not are_known and (batch.rows, batch.rejects) == (lost.rows, lost.rejects):
         return batch  # rows of the replay were retired
     raise refused(", which were replayed since", ", some of them in no replay")
+
+
+def _name_of(source: str) -> str:
+    """Name a source within query ids."""
+    return hashlib.sha256(source.encode()).hexdigest()[:32]
+
+
+def _settled_ledger(store: Store, source: Source) -> list[LedgerEntry]:
+    """Give `_ledger_of` a source once no killed loader's row of it is on its way.
+
+    What is cut otherwise (a file that grew, other limits) is another batch of the same bytes.
+    """
+    store.wait_where_seen(f"-of-{_name_of(source.name)}", f"the ledger of {source.name}")
+    return _ledger_of(store, source)
 
 
 def _ledger_of(store: Store, source: Source) -> list[LedgerEntry]:

@@ -284,8 +284,8 @@ class Store:
         os.lseek(descriptor, 0, os.SEEK_SET)
         return descriptor
 
-    def is_running(self, query_id_prefix: str) -> bool:
-        """Say whether a server still runs a statement of ours under this name.
+    def is_running(self, name: str) -> bool:
+        """Say whether a server still runs a statement of ours that has this in its query id.
 
         Raises
         ------
@@ -298,8 +298,8 @@ class Store:
             return bool(
                 self.query(
                     "select 1 from system.processes"
-                    " where startsWith(query_id, {prefix:String}) limit 1",
-                    {"prefix": query_id_prefix},
+                    " where position(query_id, {name:String}) > 0 limit 1",
+                    {"name": name},
                 )
             )
         except StoreError as error:
@@ -328,13 +328,13 @@ class Store:
         return bool(found)
 
     def wait_for_inserts(
-        self, query_id_prefix: str, what: str, sleep: Callable[[float], None] = time.sleep
+        self, name: str, what: str, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         """Wait until a server runs no insert under this name any more; of no name, not at all.
 
         Parameters
         ----------
-        query_id_prefix : str
+        name : str
             As of `is_running`.
         what : str
             What is inserted, for the message.
@@ -347,7 +347,7 @@ class Store:
             If the server does not say, or one runs for longer than a minute.
         """
         waited, pause = 0.0, 0.5
-        while query_id_prefix and self.is_running(query_id_prefix):
+        while name and self.is_running(name):
             if waited >= _STILL_RUNNING_SECONDS:
                 raise StoreError(
                     f"the store {self.settings.store_name} still runs a statement of {what}, whose "
@@ -359,7 +359,7 @@ class Store:
             pause = min(pause * 2, _LONGEST_WAIT_SECONDS)
 
     def wait_where_seen(
-        self, query_id_prefix: str, what: str, sleep: Callable[[float], None] = time.sleep
+        self, name: str, what: str, sleep: Callable[[float], None] = time.sleep
     ) -> StoreError | None:
         """Wait as `wait_for_inserts` does, for what killed runs left running under this name.
 
@@ -371,7 +371,7 @@ class Store:
             The error of a user who may not see what runs.
         """
         try:
-            self.wait_for_inserts(query_id_prefix, what, sleep)
+            self.wait_for_inserts(name, what, sleep)
         except StoreError as error:
             if error.code != ACCESS_DENIED:
                 raise

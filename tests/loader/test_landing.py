@@ -286,7 +286,7 @@ class Flaky(Store):
         if fault != "none":
             raise StoreError("the answer was lost", self.code)
 
-    def is_running(self, query_id_prefix: str) -> bool:
+    def is_running(self, name: str) -> bool:
         return False
 
 
@@ -302,7 +302,7 @@ def test_what_a_killed_loader_left_running_is_waited_for_before_anything_is_remo
     left = [lambda: None, lambda: land_batch(store, batch)]
 
     class Running(Flaky):
-        def is_running(self, query_id_prefix: str) -> bool:
+        def is_running(self, name: str) -> bool:
             if left:
                 left.pop()()
             return bool(left)
@@ -317,7 +317,7 @@ def test_what_a_killed_loader_left_running_is_waited_for_before_anything_is_remo
 
 def test_what_may_not_be_seen_to_run_is_not_removed(store: Store) -> None:
     class Unseen(Flaky):
-        def is_running(self, query_id_prefix: str) -> bool:
+        def is_running(self, name: str) -> bool:
             raise StoreError("grant it", 497)
 
     batch = make()
@@ -472,7 +472,7 @@ def test_an_insert_that_still_runs_is_not_sent_again(store: Store) -> None:
     """However long it takes, and if nobody waits any more: it is told, and the run ends."""
 
     class Running(Flaky):
-        def is_running(self, query_id_prefix: str) -> bool:
+        def is_running(self, name: str) -> bool:
             return self.inserts > 0
 
     flaky = Running(store, ["before"] * 100)

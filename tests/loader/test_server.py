@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -187,6 +188,69 @@ def test_what_a_killed_loader_is_about_to_record_is_not_removed(
     held = project.query("select distinct position from raw_traces order by position")
     assert [row["position"] for row in held] == list(range(10))
     assert project.value("select count() from raw_batches") == 1
+
+
+@pytest.mark.parametrize("by", ["growth", "limits", "stream"])
+def test_what_a_killed_loader_is_about_to_record_is_not_landed_by_another_cut(
+    front: Front, project: Project, tmp_path: Path, by: str
+) -> None:
+    """The kill frees the file; the ledger row takes effect when the next has begun."""
+    lines = [f'{{"request_json":{n}}}\n' for n in range(5)]
+    path = tmp_path / "a.ndjson"
+    path.write_text("".join(lines[:3]))
+    project.loader("init")
+    front.misbehave("slow", inserts=True, contains="raw_batches", seconds=4)
+    if by == "stream":
+        killed = project.start_loader("-", stdin=subprocess.PIPE)
+        assert killed.stdin is not None
+        killed.stdin.write(path.read_text())
+        killed.stdin.close()
+    else:
+        killed = project.start_loader(str(path))
+    recording = "select count() from system.processes where position(query_id, '-ledger-') > 0"
+    while not project.value(recording):
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    if by == "limits":
+        project.env["TOKENLEDGER_BATCH_LINES"] = "2"
+        lines = lines[:3]
+    path.write_text("".join(lines))
+    if by == "stream":
+        project.loader("-", stdin=path.read_text())
+    else:
+        project.loader(str(path))
+    while project.value(recording):
+        time.sleep(0.05)
+    landed = "where batch_id in (select batch_id from raw_batches)"
+    assert project.value(f"select count() from raw_traces {landed}") == len(lines)
+    assert project.value(f"select uniqExact(request_json) from raw_traces {landed}") == len(lines)
+
+
+def test_a_replay_that_was_killed_is_about_to_be_recorded_and_not_replayed_again(
+    front: Front, project: Project, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_text("".join(json.dumps({"request_json": "x" * n}) + "\n" for n in (100, 300)))
+    limit = "TOKENLEDGER_MAX_RECORD_BYTES"
+    project.env[limit] = "90"
+    project.loader(str(path), expect=1)
+    front.misbehave("slow", inserts=True, contains="raw_batches", seconds=4)
+    project.env[limit] = "250"
+    killed = project.start_loader("rejects", "--replay")
+    recording = "select count() from system.processes where position(query_id, '-ledger-') > 0"
+    while not project.value(recording):
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    del project.env[limit]
+    refused = project.loader("rejects", "--replay", expect=3)
+    assert "run it again" in refused.stderr
+    project.loader("rejects", "--replay")
+    assert project.value("select count() from raw_batches where startsWith(source, 'replay/')") == 2
+    landed = "where batch_id in (select batch_id from raw_batches)"
+    assert project.value(f"select count() from raw_traces {landed}") == 2
+    assert project.loader("rejects").stdout == ""
 
 
 def test_who_may_not_see_what_runs_inserts_nothing_again(
