@@ -76,6 +76,14 @@ The embedded engine needs none of this: one process at a time holds the path.
         {%- for helper in ['llm_traces__reparse', 'retire_kept_'] -%}
             {%- do end_deletes_by(helper) -%}
         {%- endfor -%}
+        {#- An erasure's list goes when all that asked for it has ended. A server that starts again may take it for begun. -#}
+        {%- for row in run_query(
+            "select distinct extract(command, 'erase_list_[0-9a-f]{32}(?:_rejects)?') as list from system.mutations where database = "
+            ~ sql_text(target.schema) ~ " and not is_done and list != '' and list not in (select name from system.tables where database = "
+            ~ sql_text(target.schema) ~ ')'
+        ).rows -%}
+            {%- do end_deletes_by(row[0]) -%}
+        {%- endfor -%}
         {%- do drop_leftovers("startsWith(name, 'llm_traces__reparse')") -%}
         {%- do end_swap() -%}
         {%- do drop_copies() -%}

@@ -178,6 +178,26 @@ def test_what_a_killed_one_asked_for_does_not_hold_up_the_next(
     project.dbt("build")
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_a_whole_erasure_asked_for_is_ended_when_its_list_has_gone(
+    embedded: Project, tmp_path: Path, is_there: bool
+) -> None:
+    """A server that starts again may take a delete for begun that had ended."""
+    landed(embedded, tmp_path, rows=2)
+    name = f"erase_list_{'0a' * 16}"
+    embedded.query(
+        f"create table {name} (id String) engine = MergeTree order by id",
+        "alter table llm_trace_costs delete where"
+        f" throwIf(id in (select id from {name}) or true) settings mutations_sync = 0",
+        *([] if is_there else [f"drop table {name} sync"]),
+    )
+    said = embedded.dbt("run", "--select", "llm_trace_costs", expect=None)
+    assert ("a delete of llm_trace_costs that was begun before cannot end" in said.stdout) == (
+        said.returncode != 0
+    ) == is_there
+    assert embedded.value("select count() from llm_trace_costs") == 2
+
+
 def test_a_delete_that_cannot_end_is_named(embedded: Project, tmp_path: Path) -> None:
     landed(embedded, tmp_path, rows=2)
     embedded.query(
