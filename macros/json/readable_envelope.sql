@@ -7,13 +7,13 @@ if(isValidJSON({{ named }}), {{ named }}, {{ repaired_json(named) }})
 
 {#-
 A copy of an envelope in which a name that is a number is a string of the number's bytes, where the
-engine would read another one: a fraction, an exponent, 20 digits and more. Names are, at any depth, the
+engine would read another one: a fraction, an exponent, 20 digits and more, -0. Names are, at any depth, the
 values of keys that end in `id` or `type`, of `cost_source`, and of keys with escapes.
 -#}
 {%- macro names_as_text(text) -%}
 replaceRegexpAll(
             {{ text }},
-            '("(?:\\w*(?:id|type)|cost_source|[^"\\\\]*(?:\\\\.[^"\\\\]*)+)"\\s*:\\s*)(-?(?:[0-9]+[.eE][-+.0-9eE]*|[0-9]{20,}))',
+            '("(?:\\w*(?:id|type)|cost_source|[^"\\\\]*(?:\\\\.[^"\\\\]*)+)"\\s*:\\s*)(-?(?:[0-9]+[.eE][-+.0-9eE]*|[0-9]{20,})|-0)',
             '\\1"\\2"'
         )
 {%- endmacro %}
