@@ -817,6 +817,7 @@ def test_the_spool_is_counted_again_where_counting_ends_at_once(
     monkeypatch.setattr(writer_module, "_start", start)
     monkeypatch.setattr(writer_module, "disk_bytes", lambda spool: counted.append(spool) or 0)
     monkeypatch.setattr(writer_module, "_SCAN_EVERY", 0)
+    monkeypatch.setattr(writer_module, "_SCAN_SHARE", 0)
     writer = Writer(tmp_path / "spool")
     for _ in range(3):
         writer._scan_if_due()
