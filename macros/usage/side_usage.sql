@@ -2,8 +2,8 @@
 What a call used beside its prompt and its completion, as Map(column, tokens); what is not there is 0.
 Anthropic's `iterations` are read where those of type message add up to the input of the whole, which
 shows that it leaves the others out (a compaction, an advisor); where the cache adds up too, they tell the
-longest prompt. What another model used, and pictures that
-a tool of OpenAI's made (it does not say by what model), is `other_model_tokens`.
+longest prompt. What another model used, and pictures that a tool of OpenAI's made (it does not say by what
+model), is `other_model_tokens`.
 -#}
 {% macro side_usage(steps, own_names, tops) -%}
 arrayMap(
