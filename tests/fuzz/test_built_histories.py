@@ -96,8 +96,8 @@ class BuiltHistory(History):
             del made["id"]
         return json.dumps(made).encode()
 
-    def dbt(self, *arguments: str) -> None:
-        """Let dbt work, and kill it at times but at the end."""
+    def dbt(self, *arguments: str) -> bool:
+        """Let dbt work, and kill it at times but at the end; say whether it was let be."""
         self.close()
         seconds = 0.0
         if self.steps[-1:] and "at last" not in self.steps and self.random.random() < 0.25:
@@ -105,11 +105,12 @@ class BuiltHistory(History):
         self.steps.append((*arguments, seconds))
         if not seconds:
             self.project.dbt(*arguments)
-            return
+            return True
         with self.project.start_dbt(*arguments, stdout=DEVNULL, stderr=DEVNULL) as process:
             with contextlib.suppress(TimeoutExpired):
                 process.wait(seconds)
             process.kill()
+        return False
 
     def run_all(self) -> None:
         self.dbt("run")
@@ -118,7 +119,7 @@ class BuiltHistory(History):
         self.dbt("run", *PLAIN)
 
     def mend(self) -> None:
-        self.dbt("run-operation", "mend")
+        self.is_mended = self.dbt("run-operation", "mend")
 
     def erase(self) -> None:
         owner = self.some_owner()

@@ -174,7 +174,9 @@ def test_a_second_run_on_one_machine_waits_for_the_first(
     summary = json.loads(said)
     assert sum(count for name, count in summary.items() if "already" in name) > 0, "of the old"
     said, stderr = first.communicate(timeout=60)
-    assert (stderr, first.returncode) == ("", 0)
+    # The package is one for all tests: one beside this may have had its turn before.
+    assert stderr == "" or stderr.startswith("another run lands too: waiting")
+    assert first.returncode == 0
     table = f"llm.{verb.table}"
     assert server.value(f"select count() from {table}") == 4, "each is landed once"
     rows = server.query("select distinct " + verb.in_force.format(table=table))

@@ -329,7 +329,9 @@ def test_a_second_landing_of_the_price_book_waits_for_the_first(
     assert stderr.startswith("another run lands too: waiting up to 60 s for the file")
     assert stdout.startswith("already there: price book")
     stdout, stderr = first.communicate(timeout=60)
-    assert (stderr, first.returncode, second.returncode) == ("", 0, 0)
+    # The package is one for all tests: one beside this may have had its turn before.
+    assert stderr == "" or stderr.startswith("another run lands too: waiting")
+    assert (first.returncode, second.returncode) == (0, 0)
     assert stdout.startswith("landed price book")
     held = "select (select count() from raw_prices), (select count() from raw_price_rules)"
     book = project.query("select prices, rules from raw_price_books")
