@@ -190,6 +190,17 @@ def test_what_a_killed_loader_is_about_to_record_is_not_removed(
     assert project.value("select count() from raw_batches") == 1
 
 
+RECORDING = "select count() from system.processes where position(query_id, '-ledger-') > 0"
+
+
+def kill_while_recording(project: Project, process: subprocess.Popen[str]) -> None:
+    """Kill a loader while the server inserts its ledger row, which goes on with that."""
+    while not project.value(RECORDING):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+
+
 @pytest.mark.parametrize("by", ["growth", "limits", "stream"])
 def test_what_a_killed_loader_is_about_to_record_is_not_landed_by_another_cut(
     front: Front, project: Project, tmp_path: Path, by: str
@@ -207,11 +218,7 @@ def test_what_a_killed_loader_is_about_to_record_is_not_landed_by_another_cut(
         killed.stdin.close()
     else:
         killed = project.start_loader(str(path))
-    recording = "select count() from system.processes where position(query_id, '-ledger-') > 0"
-    while not project.value(recording):
-        time.sleep(0.05)
-    killed.kill()
-    killed.wait()
+    kill_while_recording(project, killed)
     if by == "limits":
         project.env["TOKENLEDGER_BATCH_LINES"] = "2"
         lines = lines[:3]
@@ -220,7 +227,7 @@ def test_what_a_killed_loader_is_about_to_record_is_not_landed_by_another_cut(
         project.loader("-", stdin=path.read_text())
     else:
         project.loader(str(path))
-    while project.value(recording):
+    while project.value(RECORDING):
         time.sleep(0.05)
     landed = "where batch_id in (select batch_id from raw_batches)"
     assert project.value(f"select count() from raw_traces {landed}") == len(lines)
@@ -238,11 +245,7 @@ def test_a_replay_that_was_killed_is_about_to_be_recorded_and_not_replayed_again
     front.misbehave("slow", inserts=True, contains="raw_batches", seconds=4)
     project.env[limit] = "250"
     killed = project.start_loader("rejects", "--replay")
-    recording = "select count() from system.processes where position(query_id, '-ledger-') > 0"
-    while not project.value(recording):
-        time.sleep(0.05)
-    killed.kill()
-    killed.wait()
+    kill_while_recording(project, killed)
     del project.env[limit]
     refused = project.loader("rejects", "--replay", expect=3)
     assert "run it again" in refused.stderr

@@ -98,10 +98,7 @@ def test_an_operation_that_was_passed_over_stops_before_it_changes_a_trace(
     asked = ("run-operation", name, "--args", args)
     process = server.dbt_stopped_before(asleep_before, 1, *asked)
     make_lock(server, 99, "11111111-2222-3333-4444-555555555555")
-    process.send_signal(signal.SIGCONT)
-    stdout, _ = process.communicate()
-    assert process.returncode == 1
-    assert "lost its lock to 11111111-2222" in stdout
+    assert "lost its lock to 11111111-2222" in server.woken(process)
     assert server.query(stored) == traces
     assert server.value("select count() from raw_traces") == 6
     operation(server, name, args)
@@ -114,10 +111,7 @@ def test_a_run_that_was_passed_over_appends_nothing(server: Project, tmp_path: P
     first = ("run", "--select", "+llm_traces")
     process = server.dbt_stopped_before(r"create table \S*llm_traces\W", 1, *first)
     make_lock(server, 99, "11111111-2222-3333-4444-555555555555")
-    process.send_signal(signal.SIGCONT)
-    stdout, _ = process.communicate()
-    assert process.returncode == 1
-    assert "lost its lock to 11111111-2222" in stdout
+    assert "lost its lock to 11111111-2222" in server.woken(process)
     assert server.value("select count() from llm_traces") == 0
     server.dbt("run", "--select", "+llm_traces")
     assert server.value("select count() from llm_traces") == 5
@@ -131,9 +125,7 @@ def test_a_first_run_that_was_passed_over_leaves_no_trace_uncosted(
     build = ("run", "--select", "+costed_batches")
     process = server.dbt_stopped_before(r"truncate table \S* \S* \S*llm_trace_costs", 1, *build)
     server.dbt(*build)
-    process.send_signal(signal.SIGCONT)
-    stdout, _ = process.communicate()
-    assert process.returncode == 1, stdout
+    server.woken(process)
     server.dbt(*build)
     assert server.value("select count() from llm_traces") == 5
     assert server.value("select count() from llm_trace_costs") == 5
@@ -146,10 +138,7 @@ def test_an_erasure_that_was_passed_over_keeps_the_list_of_the_one_that_took_ove
     asked = ("run-operation", "erase", "--args", "{organization: org-1}")
     process = server.dbt_stopped_before(r"insert into \S*erasures", 1, *asked)
     make_lock(server, 99, "11111111-2222-3333-4444-555555555555")
-    process.send_signal(signal.SIGCONT)
-    stdout, _ = process.communicate()
-    assert process.returncode == 1
-    assert "lost its lock to 11111111-2222" in stdout
+    assert "lost its lock to 11111111-2222" in server.woken(process)
     lists = "select count() from system.tables where startsWith(name, 'erase_list_')"
     assert server.value(lists) == 2
     operation(server, "erase", "{organization: org-1}")
@@ -172,9 +161,7 @@ def test_a_run_that_was_passed_over_swaps_in_nothing(server: Project, tmp_path: 
     server.dbt("run", "--select", "stg_billing__accounts")
     which = "select toString(uuid) from system.tables where name = 'llm_trace_costs'"
     table = server.value(which)
-    process.send_signal(signal.SIGCONT)
-    stdout, _ = process.communicate()
-    assert process.returncode == 1, stdout
+    server.woken(process)
     assert server.value(which) == table
     assert server.value("select count() from llm_trace_costs") == 5
 

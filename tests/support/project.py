@@ -100,6 +100,11 @@ class Project:
         assert process.poll() is None, "\n".join(process.communicate())
         return process
 
+    def woken(self, process: subprocess.Popen[str]) -> str:
+        """Let a dbt that was passed over while it slept end, by exit code 1; return its words."""
+        process.send_signal(signal.SIGCONT)
+        return self._finish(process, 1, None).stdout
+
     def _start_until(
         self, name: str, pattern: str, number: int, arguments: Sequence[str]
     ) -> subprocess.Popen[str]:
